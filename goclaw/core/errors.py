@@ -1,0 +1,344 @@
+"""Every error a user or a client can meet, with its stable code.
+
+Owns the codes (PROTOCOL 2.4, SPEC 12 exit codes). Not in here: how an error is shown or sent.
+
+GoclawError
+├── UsageError             exit 2    -32602
+├── ConfigRefused          exit 3
+│   └── PolicyRefused      exit 3
+├── HomeInUse              exit 4
+├── DatabaseRefused        exit 5
+├── ListenerFailed         exit 6
+├── StorageFailed          exit 70   nothing was acknowledged; the same key may be sent again
+├── WireError              (answers that follow the JSON-RPC and ACP standards)
+│   ├── ParseError                   -32700
+│   ├── InvalidRequest               -32600
+│   ├── MethodUnknown                -32601
+│   ├── InvalidParams                -32602
+│   ├── InternalError                -32603
+│   ├── SessionUnknown               -32002
+│   └── RequestCancelled             -32800
+├── ReplayGap              -31001    CursorAhead       -31002
+├── IdempotencyConflict    -31003    QueueFull         -31004
+├── PolicyDenied           -31005    ShuttingDown      -31006
+├── AlreadyResolved        -31007    HandshakeRequired -31008
+├── LeaseLost              -31009    IllegalTransition -31010
+├── Nondeterminism         -31011    RateLimited       -31012
+├── ScopeMissing           -31013    EffectUnknown     -31015
+├── UnknownId              -31016    TooLarge          -31017
+└── BudgetExhausted        -31018
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "AlreadyResolved",
+    "BudgetExhausted",
+    "ConfigRefused",
+    "CursorAhead",
+    "DatabaseRefused",
+    "EffectUnknown",
+    "GoclawError",
+    "HandshakeRequired",
+    "HomeInUse",
+    "IdempotencyConflict",
+    "IllegalTransition",
+    "InternalError",
+    "InvalidParams",
+    "InvalidRequest",
+    "LeaseLost",
+    "ListenerFailed",
+    "MethodUnknown",
+    "Nondeterminism",
+    "ParseError",
+    "PolicyDenied",
+    "PolicyRefused",
+    "QueueFull",
+    "RateLimited",
+    "ReplayGap",
+    "RequestCancelled",
+    "ScopeMissing",
+    "SessionUnknown",
+    "ShuttingDown",
+    "StorageFailed",
+    "TooLarge",
+    "UnknownId",
+    "UsageError",
+    "WireError",
+    "error_for_code",
+    "error_for_name",
+]
+
+_by_code: dict[int, type[GoclawError]] = {}
+_by_name: dict[str, type[GoclawError]] = {}
+
+
+class GoclawError(Exception):
+    """Base of all of goclaw's errors: ``str(error)`` says what and why, ``hint`` what to do next.
+
+    ``code`` is the reason code of events and logs, ``rpc`` the JSON-RPC code, ``exit`` the exit
+    status of the command line, ``data`` the machine-readable details sent beside the message.
+    """
+
+    code: ClassVar[str] = "internal"
+    rpc: ClassVar[int] = -32603
+    exit: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "", **data: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.data = data
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.code in _by_name:
+            raise TypeError(f"two error classes with the code {cls.code!r}")
+        _by_name[cls.code] = cls
+        _by_code.setdefault(cls.rpc, cls)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+def error_for_code(rpc: int) -> type[GoclawError]:
+    """The class that a JSON-RPC error code stands for; GoclawError when the code is not ours."""
+    return _by_code.get(rpc, GoclawError)
+
+
+def error_for_name(name: str) -> type[GoclawError]:
+    """The class that a reason code stands for; GoclawError when the name is not ours."""
+    return _by_name.get(name, GoclawError)
+
+
+class WireError(GoclawError):
+    """The peer broke JSON-RPC or ACP; the connection lives on."""
+
+    code = "wire_error"
+    rpc = -32600
+
+
+class ParseError(WireError):
+    """Not JSON (or not JSON we accept: BOM, NaN, duplicate keys, too deep)."""
+
+    code = "parse_error"
+    rpc = -32700
+
+
+class InvalidRequest(WireError):
+    """JSON, but no JSON-RPC 2.0 request."""
+
+    code = "invalid_request"
+    rpc = -32600
+
+
+_by_code[-32600] = InvalidRequest
+
+
+class MethodUnknown(WireError):
+    """No such method."""
+
+    code = "method_unknown"
+    rpc = -32601
+
+
+class InvalidParams(WireError):
+    """The parameters do not fit the method."""
+
+    code = "invalid_params"
+    rpc = -32602
+
+
+class InternalError(WireError):
+    """Our fault; the log has the details."""
+
+    code = "internal_error"
+    rpc = -32603
+    exit = 70
+
+
+class SessionUnknown(WireError):
+    """No such session. The only error allowed to use this code and the words "not found"."""
+
+    code = "session_unknown"
+    rpc = -32002
+
+
+class RequestCancelled(WireError):
+    """The request was cancelled by ``$/cancel_request``."""
+
+    code = "request_cancelled"
+    rpc = -32800
+
+
+class UsageError(GoclawError):
+    """A command line that cannot be carried out."""
+
+    code = "usage"
+    rpc = -32602
+    exit = 2
+
+
+class ConfigRefused(GoclawError):
+    """config.toml or an environment setting is not valid; nothing was started."""
+
+    code = "config_refused"
+    exit = 3
+
+
+class PolicyRefused(GoclawError):
+    """policy.toml is not valid; the message names the line, the old policy stays."""
+
+    code = "policy_refused"
+    exit = 3
+
+
+class HomeInUse(GoclawError):
+    """Another daemon holds this home (S-10)."""
+
+    code = "home_in_use"
+    exit = 4
+
+
+class DatabaseRefused(GoclawError):
+    """The database is newer than this program, altered, or damaged; it was not touched (S-3)."""
+
+    code = "database_refused"
+    exit = 5
+
+
+class ListenerFailed(GoclawError):
+    """A socket could not be opened."""
+
+    code = "listener_failed"
+    exit = 6
+
+
+class StorageFailed(GoclawError):
+    """A write did not reach the disk: nothing was acknowledged, the same key may be sent again."""
+
+    code = "storage_failed"
+    rpc = -32603
+    exit = 70
+
+
+class ReplayGap(GoclawError):
+    """Events after the cursor are no longer kept; ``recover`` in data says how to go on."""
+
+    code = "replay_gap"
+    rpc = -31001
+
+
+class CursorAhead(GoclawError):
+    """The cursor is beyond the head, or belongs to another stream."""
+
+    code = "cursor_ahead"
+    rpc = -31002
+
+
+class IdempotencyConflict(GoclawError):
+    """The key was used before with another request; nothing ran (E-5)."""
+
+    code = "idempotency_conflict"
+    rpc = -31003
+
+
+class QueueFull(GoclawError):
+    """The intake bound is reached; nothing was accepted (Q-10)."""
+
+    code = "queue_full"
+    rpc = -31004
+
+
+class PolicyDenied(GoclawError):
+    """The policy says no; data names the decision."""
+
+    code = "policy_denied"
+    rpc = -31005
+    exit = 10
+
+
+class ShuttingDown(GoclawError):
+    """The daemon is stopping; try again after ``retryAfterMs``."""
+
+    code = "shutting_down"
+    rpc = -31006
+
+
+class AlreadyResolved(GoclawError):
+    """The approval has an answer already; the first one counts (A-7)."""
+
+    code = "already_resolved"
+    rpc = -31007
+
+
+class HandshakeRequired(GoclawError):
+    """``initialize`` comes first."""
+
+    code = "handshake_required"
+    rpc = -31008
+
+
+class LeaseLost(GoclawError):
+    """The lease token is stale: stop at once, nothing was changed (Q-4)."""
+
+    code = "lease_lost"
+    rpc = -31009
+
+
+class IllegalTransition(GoclawError):
+    """The task is not in a state that allows this; nothing was changed (Q-1)."""
+
+    code = "illegal_transition"
+    rpc = -31010
+
+
+class Nondeterminism(GoclawError):
+    """A re-run asked for another effect than the journal holds (E-2)."""
+
+    code = "nondeterminism"
+    rpc = -31011
+
+
+class RateLimited(GoclawError):
+    """Too many calls; try again after ``retryAfterMs``."""
+
+    code = "rate_limited"
+    rpc = -31012
+
+
+class ScopeMissing(GoclawError):
+    """The token does not carry the scope that this method needs."""
+
+    code = "scope_missing"
+    rpc = -31013
+
+
+class EffectUnknown(GoclawError):
+    """Nobody can know whether the effect happened; the task is SUSPENDED until it is settled."""
+
+    code = "effect_unknown"
+    rpc = -31015
+
+
+class UnknownId(GoclawError):
+    """No task, run, approval or effect has that id."""
+
+    code = "unknown_id"
+    rpc = -31016
+
+
+class TooLarge(GoclawError):
+    """Over a size bound of ``core/limits.py``."""
+
+    code = "too_large"
+    rpc = -31017
+
+
+class BudgetExhausted(GoclawError):
+    """A budget of the run is used up (B-5)."""
+
+    code = "budget_exhausted"
+    rpc = -31018

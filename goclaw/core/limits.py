@@ -1,0 +1,113 @@
+"""Every bound in one file: its unit in the name, its reason beside it, its relations asserted.
+
+Owns the defaults of SPEC 12. Not in here: which of them a user may change (``core/config.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__: list[str] = []  # read as a module: limits.NAME
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+DAY_MS: Final = 24 * 3600 * 1000
+
+# -- queue -------------------------------------------------------------------------------------
+LANES: Final = 4  # bounded by memory of brains and tools, not by cores: attempts mostly wait
+LANES_MAX: Final = 1024  # an attempt costs about 50 KiB: more lanes than this is a mistake
+LEASE_MS: Final = 30_000  # long enough for a slow disk, short enough to notice a dead worker
+HEARTBEAT_MS: Final = 10_000  # three heartbeats fit in a lease
+MAX_ATTEMPTS: Final = 5  # retryable failures
+CRASH_BUDGET: Final = 3  # claims that never ended
+POISON: Final = 3  # equal fingerprints in a row
+BACKOFF_MS_MIN: Final = 1_000  # base of the exponential backoff
+BACKOFF_MS_MAX: Final = 300_000  # its cap
+SESSION_TASKS_MAX: Final = 1_000  # non-terminal tasks of one session
+TOTAL_TASKS_MAX: Final = 1_000_000  # non-terminal tasks in all
+PRIORITY_MAX: Final = 9
+PRIORITY: Final = 5
+AGING_FACTOR: Final = 16  # claims per priority level until a waiting head is due (Q-8c)
+CLAIM_MAX: Final = 64  # tasks one worker may claim at once
+VIRTUAL_UNIT: Final = 1 << 20  # fixed point of virtual time: cost of one claim at weight 1
+WEIGHT_MAX: Final = 1_000
+
+# -- sizes -------------------------------------------------------------------------------------
+FRAME_BYTES_MAX: Final = 8 * MIB  # inbound frame and prompt
+PAYLOAD_BYTES_MAX: Final = 1 * MIB  # task payload of a submission
+RESULT_BYTES_MAX: Final = 4 * MIB
+EVENT_BYTES_MAX: Final = 1 * MIB
+KEY_CHARS_MAX: Final = 128  # idempotency key (PROTOCOL 2.5)
+JSON_DEPTH_MAX: Final = 256
+JSON_NUMBER_CHARS_MAX: Final = 400  # beyond that a number is an attack on the parser
+LABEL_CHARS_MAX: Final = 2_000  # subject, action and resource of a decision
+
+# -- store -------------------------------------------------------------------------------------
+BATCH_OPERATIONS_MAX: Final = 256  # of one transaction: 1 to 256 gave 16x, more gave nothing
+PENDING_OPERATIONS_MAX: Final = 4_096  # new work is refused beyond; live attempts have as much again
+APPLY_MS_MAX: Final = 5  # slice of bulk work, so that nobody waits behind it
+WAL_BYTES_MAX: Final = 64 * MIB  # beyond it a checkpoint restarts the log
+READ_ROWS_MAX: Final = 256  # rows of one read transaction
+READ_BYTES_MAX: Final = 64 * KIB  # bytes of one read transaction
+READER_THREADS: Final = 2  # one may be in a slow page while the other answers
+BUSY_MS_MAX: Final = 5_000  # wait for a foreign lock (sqlite3 shell, backup tool)
+
+# -- events and rings --------------------------------------------------------------------------
+RING_BYTES: Final = 256 * KIB  # per watched session
+RING_BYTES_TOTAL: Final = 64 * MIB
+RING_LINGER_MS: Final = 60_000  # a ring outlives its last watcher by this: reconnects are warm
+LAG_EVENTS_MAX: Final = 10_000  # committed while a socket takes nothing
+LAG_BYTES_MAX: Final = 4 * MIB
+STALL_MS_MAX: Final = 30_000  # no progress while something waits
+ANSWER_BYTES_MAX: Final = 1 * MIB  # direct answers queued on one connection
+WRITE_BYTES_MAX: Final = 64 * KIB  # one write of the pump, and the transport's high-water mark
+CLOSE_MS_MAX: Final = 5_000  # a close handshake on a stuck socket
+DELTA_MS_MIN: Final = 30  # deltas of a message are coalesced at least this long (B-3)
+DELTA_BYTES_MAX: Final = 4 * KIB  # or this many bytes
+EVENTS_PAGE_MAX: Final = 1_000  # _goclaw/session/events
+
+# -- time --------------------------------------------------------------------------------------
+IDEMPOTENCY_WINDOW_MS: Final = 7 * DAY_MS
+EVENT_RETENTION_MS: Final = 30 * DAY_MS
+AUDIT_RETENTION_MS: Final = 365 * DAY_MS
+APPROVAL_MS: Final = DAY_MS
+DRAIN_MS_MAX: Final = 30_000
+HANDSHAKE_MS_MAX: Final = 10_000  # upgrade and initialize of a new connection
+PING_MS: Final = 20_000
+IDLE_EXIT_MS: Final = 600_000  # a daemon started by `goclaw acp` ends after this without client and work
+SLEEP_MS_MAX: Final = 30 * DAY_MS  # /sleep, within event retention
+
+# -- connections -------------------------------------------------------------------------------
+CONNECTIONS_MAX: Final = 2_000
+SUBSCRIPTIONS_MAX: Final = 256  # per connection
+REQUESTS_MAX: Final = 256  # in flight per connection, prompts included
+
+# -- effects, tools, skills --------------------------------------------------------------------
+EFFECTS_MAX: Final = 10_000  # per task: a loop bound
+STEPS_MAX: Final = 200  # brain answers per run
+DELEGATION_DEPTH_MAX: Final = 3
+TOOL_OUTPUT_BYTES_MAX: Final = 1 * MIB
+WASM_MODULE_BYTES_MAX: Final = 8 * MIB
+WASM_FUNCTIONS_MAX: Final = 20_000
+WASM_COMPILE_MS_MAX: Final = 2_000
+WASM_COMPILE_BYTES_MAX: Final = 512 * MIB
+WASM_FUEL: Final = 50_000_000_000  # bounds instructions; wall time is bounded by the epoch
+WASM_WALL_MS_MAX: Final = 30_000
+WASM_MEMORY_BYTES_MAX: Final = 64 * MIB
+WASM_STACK_BYTES_MAX: Final = 512 * KIB
+WASM_TABLE_ELEMENTS_MAX: Final = 10_000
+WASM_LOG_BYTES_MAX: Final = 64 * KIB
+WASM_CACHE_BYTES_MAX: Final = 256 * MIB
+SKILL_FAULTS_MAX: Final = 5  # consecutive, then quarantine (K-7)
+
+assert 3 * HEARTBEAT_MS <= LEASE_MS
+assert MAX_ATTEMPTS * BACKOFF_MS_MAX < EVENT_RETENTION_MS
+assert IDEMPOTENCY_WINDOW_MS <= EVENT_RETENTION_MS <= AUDIT_RETENTION_MS
+assert SESSION_TASKS_MAX <= TOTAL_TASKS_MAX
+assert RING_BYTES <= RING_BYTES_TOTAL
+assert WRITE_BYTES_MAX * 2 <= RING_BYTES
+assert READ_BYTES_MAX <= WRITE_BYTES_MAX
+assert BATCH_OPERATIONS_MAX <= PENDING_OPERATIONS_MAX
+assert EVENT_BYTES_MAX <= RESULT_BYTES_MAX <= FRAME_BYTES_MAX
+assert LAG_BYTES_MAX < RING_BYTES_TOTAL
+assert CLAIM_MAX <= BATCH_OPERATIONS_MAX
