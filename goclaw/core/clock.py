@@ -61,7 +61,7 @@ class SystemClock:
 
 
 def ulid(wall_ms: int, entropy: bytes) -> str:
-    """48 bits of time and 80 of chance in Crockford's base 32, lower case (github.com/ulid/spec)."""
+    """48 bits of time and 80 of chance in Crockford's base 32, lower case (see ulid/spec)."""
     number = (wall_ms << 80) | int.from_bytes(entropy, "big")
     return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5))
 

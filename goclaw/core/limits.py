@@ -16,18 +16,23 @@ DAY_MS: Final = 24 * 3600 * 1000
 # -- queue -------------------------------------------------------------------------------------
 LANES: Final = 4  # bounded by memory of brains and tools, not by cores: attempts mostly wait
 LANES_MAX: Final = 1024  # an attempt costs about 50 KiB: more lanes than this is a mistake
+LEASE_MS_MIN: Final = 100  # below it a slow flush looks like a dead worker
+LEASE_MS_MAX: Final = DAY_MS  # beyond it nobody notices a dead worker
 LEASE_MS: Final = 30_000  # long enough for a slow disk, short enough to notice a dead worker
 HEARTBEAT_MS: Final = 10_000  # three heartbeats fit in a lease
 MAX_ATTEMPTS: Final = 5  # retryable failures
+MAX_ATTEMPTS_MAX: Final = 1_000  # a budget beyond this bounds nothing
 CRASH_BUDGET: Final = 3  # claims that never ended
 POISON: Final = 3  # equal fingerprints in a row
 BACKOFF_MS_MIN: Final = 1_000  # base of the exponential backoff
 BACKOFF_MS_MAX: Final = 300_000  # its cap
 SESSION_TASKS_MAX: Final = 1_000  # non-terminal tasks of one session
 TOTAL_TASKS_MAX: Final = 1_000_000  # non-terminal tasks in all
+TASKS_MAX: Final = 100_000_000  # the most either bound may be raised to (benches queue 10 million)
 PRIORITY_MAX: Final = 9
 PRIORITY: Final = 5
 AGING_FACTOR: Final = 16  # claims per priority level until a waiting head is due (Q-8c)
+AGING_FACTOR_MAX: Final = 1_000_000  # beyond it there is no aging
 CLAIM_MAX: Final = 64  # tasks one worker may claim at once
 VIRTUAL_UNIT: Final = 1 << 20  # fixed point of virtual time: cost of one claim at weight 1
 WEIGHT_MAX: Final = 1_000
@@ -40,11 +45,14 @@ EVENT_BYTES_MAX: Final = 1 * MIB
 KEY_CHARS_MAX: Final = 128  # idempotency key (PROTOCOL 2.5)
 JSON_DEPTH_MAX: Final = 256
 JSON_NUMBER_CHARS_MAX: Final = 400  # beyond that a number is an attack on the parser
+CONFIG_BYTES_MAX: Final = 1 * MIB  # config.toml; a larger file is something else
+PATH_CHARS_MAX: Final = 4_096  # PATH_MAX of Linux
+SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux without its final zero
 LABEL_CHARS_MAX: Final = 2_000  # subject, action and resource of a decision
 
 # -- store -------------------------------------------------------------------------------------
 BATCH_OPERATIONS_MAX: Final = 256  # of one transaction: 1 to 256 gave 16x, more gave nothing
-PENDING_OPERATIONS_MAX: Final = 4_096  # new work is refused beyond; live attempts have as much again
+PENDING_OPERATIONS_MAX: Final = 4_096  # new work is refused beyond; live attempts have that again
 APPLY_MS_MAX: Final = 5  # slice of bulk work, so that nobody waits behind it
 WAL_BYTES_MAX: Final = 64 * MIB  # beyond it a checkpoint restarts the log
 READ_ROWS_MAX: Final = 256  # rows of one read transaction
@@ -55,6 +63,8 @@ BUSY_MS_MAX: Final = 5_000  # wait for a foreign lock (sqlite3 shell, backup too
 # -- events and rings --------------------------------------------------------------------------
 RING_BYTES: Final = 256 * KIB  # per watched session
 RING_BYTES_TOTAL: Final = 64 * MIB
+RING_BYTES_MIN: Final = 128 * KIB  # two writes of the pump fit
+MEMORY_BYTES_MAX: Final = 16 * 1024 * MIB  # the most a memory bound may be raised to
 RING_LINGER_MS: Final = 60_000  # a ring outlives its last watcher by this: reconnects are warm
 LAG_EVENTS_MAX: Final = 10_000  # committed while a socket takes nothing
 LAG_BYTES_MAX: Final = 4 * MIB
@@ -70,12 +80,20 @@ EVENTS_PAGE_MAX: Final = 1_000  # _goclaw/session/events
 IDEMPOTENCY_WINDOW_MS: Final = 7 * DAY_MS
 EVENT_RETENTION_MS: Final = 30 * DAY_MS
 AUDIT_RETENTION_MS: Final = 365 * DAY_MS
+RETENTION_S_MAX: Final = 100 * 365 * 24 * 3600  # a century: in practice, for ever
 APPROVAL_MS: Final = DAY_MS
 DRAIN_MS_MAX: Final = 30_000
 HANDSHAKE_MS_MAX: Final = 10_000  # upgrade and initialize of a new connection
 PING_MS: Final = 20_000
-IDLE_EXIT_MS: Final = 600_000  # a daemon started by `goclaw acp` ends after this without client and work
+IDLE_EXIT_MS: Final = 600_000  # a daemon that `goclaw acp` started ends after this idle
 SLEEP_MS_MAX: Final = 30 * DAY_MS  # /sleep, within event retention
+
+# -- logs --------------------------------------------------------------------------------------
+LOG_RECORDS_MAX: Final = 8_192  # waiting for the log's thread; more are dropped and counted
+LOG_LINE_BYTES_MAX: Final = 16 * KIB  # a longer message is cut
+LOG_FILE_BYTES_MAX: Final = 16 * MIB  # then the file is rotated
+LOG_FILES_MAX: Final = 4  # rotated files that are kept
+LOG_CLOSE_MS_MAX: Final = 2_000  # a stop waits this long for the last records
 
 # -- connections -------------------------------------------------------------------------------
 CONNECTIONS_MAX: Final = 2_000
@@ -103,9 +121,13 @@ SKILL_FAULTS_MAX: Final = 5  # consecutive, then quarantine (K-7)
 assert 3 * HEARTBEAT_MS <= LEASE_MS
 assert MAX_ATTEMPTS * BACKOFF_MS_MAX < EVENT_RETENTION_MS
 assert IDEMPOTENCY_WINDOW_MS <= EVENT_RETENTION_MS <= AUDIT_RETENTION_MS
-assert SESSION_TASKS_MAX <= TOTAL_TASKS_MAX
+assert SESSION_TASKS_MAX <= TOTAL_TASKS_MAX <= TASKS_MAX
+assert LEASE_MS_MIN <= LEASE_MS <= LEASE_MS_MAX
+assert LOG_CLOSE_MS_MAX < DRAIN_MS_MAX
+assert LOG_LINE_BYTES_MAX < LOG_FILE_BYTES_MAX
 assert RING_BYTES <= RING_BYTES_TOTAL
-assert WRITE_BYTES_MAX * 2 <= RING_BYTES
+assert WRITE_BYTES_MAX * 2 <= RING_BYTES_MIN <= RING_BYTES
+assert RING_BYTES_TOTAL <= MEMORY_BYTES_MAX
 assert READ_BYTES_MAX <= WRITE_BYTES_MAX
 assert BATCH_OPERATIONS_MAX <= PENDING_OPERATIONS_MAX
 assert EVENT_BYTES_MAX <= RESULT_BYTES_MAX <= FRAME_BYTES_MAX

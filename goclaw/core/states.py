@@ -8,7 +8,16 @@ from __future__ import annotations
 import enum
 from typing import Final, NamedTuple
 
-__all__ = ["TERMINAL", "TRANSITIONS", "EffectClass", "EffectState", "Outcome", "State", "Transition", "may"]
+__all__ = [
+    "TERMINAL",
+    "TRANSITIONS",
+    "EffectClass",
+    "EffectState",
+    "Outcome",
+    "State",
+    "Transition",
+    "may",
+]
 
 
 class State(enum.StrEnum):
@@ -60,7 +69,7 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     *(Transition(live, State.SUSPENDED, "waits for an answer") for live in _LIVE),
     Transition(State.RUNNING, State.SUCCEEDED, "finished"),
     Transition(State.RUNNING, State.FAILED, "failed for good"),
-    Transition(State.RUNNING, State.RETRY_WAIT, "retryable failure or attempt time-out, budget left"),
+    Transition(State.RUNNING, State.RETRY_WAIT, "retryable failure or time-out, budget left"),
     Transition(State.RETRY_WAIT, State.QUEUED, "due"),
     Transition(State.SUSPENDED, State.QUEUED, "answered or expired"),
     *(

@@ -1,0 +1,482 @@
+"""What a user may set: config.toml, GOCLAW_<SECTION>_<KEY>, and the options of `goclaw serve`.
+
+Owns every key with its default, range and sentence; the template is written from the same rows.
+Not in here: bounds nobody may change (``core/limits.py``), where the file lies (``core/home.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import ipaddress
+import tomllib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from goclaw.core import limits
+from goclaw.core.errors import ConfigRefused, GoclawError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+__all__ = [
+    "ENVIRONMENT_OTHER",
+    "OPTIONS",
+    "TEMPLATE",
+    "AcpConfig",
+    "Address",
+    "BrainConfig",
+    "Config",
+    "DaemonConfig",
+    "EventsConfig",
+    "ListenConfig",
+    "QueueConfig",
+    "Setting",
+    "StoreConfig",
+    "load",
+    "parse_address",
+    "settings",
+]
+
+ENVIRONMENT_OTHER: Final = frozenset(
+    {
+        "GOCLAW_HOME",
+        "GOCLAW_PURE",
+        "GOCLAW_FAULTS",
+        "GOCLAW_BUILD",
+        "GOCLAW_TRACE",
+        "GOCLAW_EXPECT_NATIVE",
+    }
+)
+"""Names that begin like settings and are none."""
+
+OPTIONS: Final = {
+    "queue.lanes": "--lanes",
+    "listen.address": "--listen",
+    "brain.default": "--brain",
+}
+"""Settings that the command line may override: section.key to option."""
+
+
+class Rule(NamedTuple):
+    """What a value must be: whole numbers have a range, texts have choices or a parser."""
+
+    text: str
+    low: int = 0
+    high: int = 0
+    choices: tuple[str, ...] = ()
+
+
+class Setting(NamedTuple):
+    """One key of the file, as documentation and messages need it."""
+
+    section: str
+    key: str
+    default: int | str
+    rule: Rule
+
+    @property
+    def name(self) -> str:
+        """``section.key``."""
+        return f"{self.section}.{self.key}"
+
+    @property
+    def environment(self) -> str:
+        """The variable that overrides the file."""
+        return f"GOCLAW_{self.section}_{self.key}".upper()
+
+    @property
+    def wanted(self) -> str:
+        """The allowed values, in words."""
+        if isinstance(self.default, int):
+            return f"a whole number from {self.rule.low} to {self.rule.high}"
+        if self.rule.choices:
+            return " or ".join(f'"{choice}"' for choice in self.rule.choices)
+        return _TEXTS[self.name]
+
+
+def _number(default: int, low: int, high: int, text: str) -> Any:
+    return field(default=default, metadata={"rule": Rule(text, low=low, high=high)})
+
+
+def _choice(default: str, *others: str, text: str) -> Any:
+    return field(default=default, metadata={"rule": Rule(text, choices=(default, *others))})
+
+
+def _text(default: str, text: str) -> Any:
+    return field(default=default, metadata={"rule": Rule(text)})
+
+
+@dataclass(frozen=True, slots=True)
+class QueueConfig:
+    """[queue]"""
+
+    lanes: int = _number(limits.LANES, 1, limits.LANES_MAX, "Attempts that run at once.")
+    lease_ms: int = _number(
+        limits.LEASE_MS,
+        limits.LEASE_MS_MIN,
+        limits.LEASE_MS_MAX,
+        "An attempt that sends no heartbeat for this long has lost its task.",
+    )
+    max_attempts: int = _number(
+        limits.MAX_ATTEMPTS,
+        1,
+        limits.MAX_ATTEMPTS_MAX,
+        "Retryable failures of a task before it is a dead letter.",
+    )
+    crash_budget: int = _number(
+        limits.CRASH_BUDGET,
+        1,
+        limits.MAX_ATTEMPTS_MAX,
+        "Attempts that never ended (crash, kill) before a task is a dead letter.",
+    )
+    poison: int = _number(
+        limits.POISON,
+        1,
+        limits.MAX_ATTEMPTS_MAX,
+        "Equal failures in a row that make a task a dead letter at once.",
+    )
+    backoff_ms_min: int = _number(
+        limits.BACKOFF_MS_MIN, 1, limits.DAY_MS, "The first wait after a retryable failure."
+    )
+    backoff_ms_max: int = _number(
+        limits.BACKOFF_MS_MAX, 1, limits.DAY_MS, "The longest wait after a retryable failure."
+    )
+    session_limit: int = _number(
+        limits.SESSION_TASKS_MAX, 1, limits.TASKS_MAX, "Unfinished tasks of one session."
+    )
+    total_limit: int = _number(
+        limits.TOTAL_TASKS_MAX, 1, limits.TASKS_MAX, "Unfinished tasks of all sessions."
+    )
+    aging_factor: int = _number(
+        limits.AGING_FACTOR,
+        1,
+        limits.AGING_FACTOR_MAX,
+        "Claims, for each level of priority, that may pass a waiting task before it is due.",
+    )
+    idempotency_window_s: int = _number(
+        limits.IDEMPOTENCY_WINDOW_MS // 1000,
+        1,
+        limits.RETENTION_S_MAX,
+        "How long after its end a submission is known by its key.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EventsConfig:
+    """[events]"""
+
+    retention_s: int = _number(
+        limits.EVENT_RETENTION_MS // 1000,
+        1,
+        limits.RETENTION_S_MAX,
+        "How long events of finished runs are kept.",
+    )
+    ring_bytes: int = _number(
+        limits.RING_BYTES,
+        limits.RING_BYTES_MIN,
+        limits.MEMORY_BYTES_MAX,
+        "Memory that keeps the newest events of one watched session.",
+    )
+    ring_bytes_total: int = _number(
+        limits.RING_BYTES_TOTAL,
+        limits.RING_BYTES_MIN,
+        limits.MEMORY_BYTES_MAX,
+        "The same for all watched sessions together.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AcpConfig:
+    """[acp]"""
+
+    on_disconnect: str = _choice(
+        "continue", "cancel", text="What a turn does when the client that asked for it goes away."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """[store]"""
+
+    synchronous: str = _choice(
+        "full",
+        "normal",
+        text="full: a power failure loses nothing acknowledged; normal: it may lose a moment.",
+    )
+
+
+class Address(NamedTuple):
+    """A TCP address to listen on; port 0 means any free one."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListenConfig:
+    """[listen]"""
+
+    address: str = _text(
+        "127.0.0.1:0", "Where /ws listens; port 0 takes a free one; none: only the Unix socket."
+    )
+
+    @property
+    def tcp(self) -> Address | None:
+        """The address, or None when only the Unix socket is wanted."""
+        return parse_address(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """[daemon]"""
+
+    drain_s: int = _number(
+        limits.DRAIN_MS_MAX // 1000, 0, 3600, "How long a stop waits for running attempts."
+    )
+    idle_exit_s: int = _number(
+        limits.IDLE_EXIT_MS // 1000,
+        1,
+        limits.RETENTION_S_MAX,
+        "A daemon that `goclaw acp` started ends after this long without client and work.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BrainConfig:
+    """[brain]"""
+
+    default: str = _text("direct", "The brain of a prompt that names none.")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings, checked. ``Config()`` is the defaults."""
+
+    queue: QueueConfig = QueueConfig()
+    events: EventsConfig = EventsConfig()
+    acp: AcpConfig = AcpConfig()
+    store: StoreConfig = StoreConfig()
+    listen: ListenConfig = ListenConfig()
+    daemon: DaemonConfig = DaemonConfig()
+    brain: BrainConfig = BrainConfig()
+
+
+_TEXTS: Final = {
+    "listen.address": '"HOST:PORT" with a loopback host, or "none"',
+    "brain.default": "the name of a brain, of 1 to 4096 characters",
+}
+
+_ORDERED: Final = (
+    ("queue.backoff_ms_min", "queue.backoff_ms_max"),
+    ("events.ring_bytes", "events.ring_bytes_total"),
+)
+"""The first of a pair may not be above the second."""
+
+
+def settings() -> Iterator[Setting]:
+    """Every key in the order of the file."""
+    for section in dataclasses.fields(Config):
+        for row in dataclasses.fields(type(section.default)):  # type: ignore[arg-type]
+            default: Any = row.default
+            yield Setting(section.name, row.name, default, row.metadata["rule"])
+
+
+_SETTINGS: Final = {row.name: row for row in settings()}
+
+
+def load(
+    home: Path, environ: Mapping[str, str], options: Mapping[str, str] | None = None
+) -> Config:
+    """Read ``home/config.toml``; the environment wins over it, ``options`` (see OPTIONS) over both.
+
+    A missing file means the defaults. Raises ConfigRefused (UsageError for an option) with the key,
+    the value, what is allowed and what to do; nothing is applied in part.
+    """
+    values: dict[str, int | str] = {}
+    _take_file(home / "config.toml", values)
+    _take_environment(environ, values)
+    for name, text in (options or {}).items():
+        values[name] = _from_text(_SETTINGS[name], text, f"{OPTIONS[name]} {text}", UsageError)
+    _settle_pairs(values)
+    sections: dict[str, Any] = {}
+    for section in dataclasses.fields(Config):
+        chosen = {
+            row.key: values[row.name]
+            for row in _SETTINGS.values()
+            if row.section == section.name and row.name in values
+        }
+        sections[section.name] = dataclasses.replace(section.default, **chosen)  # type: ignore[type-var]
+    return Config(**sections)
+
+
+def parse_address(text: str) -> Address | None:
+    """``HOST:PORT`` or ``[IPV6]:PORT`` as an Address; None for "" and "none".
+
+    Raises ValueError when it is neither, or when the host is not this machine's loopback.
+    """
+    if text in ("", "none"):
+        return None
+    host, colon, digits = text.rpartition(":")
+    if not colon or not host:
+        raise ValueError("it is not HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("an IPv6 host is written in brackets")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and int(digits) <= 65535):
+        raise ValueError("the port is not a number from 0 to 65535")
+    if host != "localhost":
+        try:
+            loopback = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            raise ValueError("the host is neither localhost nor a numeric address") from None
+        if not loopback:
+            raise ValueError("listening beyond this machine needs TLS, which is not there yet")
+    return Address(host, int(digits))
+
+
+def _take_file(path: Path, values: dict[str, int | str]) -> None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limits.CONFIG_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigRefused(
+            f"{path} cannot be read: {error.strerror}.", hint="Mend its permissions, or remove it."
+        ) from None
+    if len(data) > limits.CONFIG_BYTES_MAX:
+        raise ConfigRefused(
+            f"{path} is larger than {limits.CONFIG_BYTES_MAX} bytes.",
+            hint="Remove it: it is no configuration of goclaw.",
+        )
+    try:
+        document = tomllib.loads(data.decode())
+    except UnicodeDecodeError:
+        raise ConfigRefused(f"{path} is not UTF-8 text.", hint="Save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigRefused(
+            f"{path} is not valid TOML: {str(error)[:200]}.", hint="Mend that line."
+        ) from None
+    for section, table in document.items():
+        known = [row for row in _SETTINGS.values() if row.section == section]
+        if not known:
+            raise _unknown(f"{path}: [{section}]", section, {row.section for row in settings()})
+        if not isinstance(table, dict):
+            raise ConfigRefused(
+                f"{path}: {section} is not a section.", hint=f"Write [{section}] on its own line."
+            )
+        for key, value in table.items():
+            row = _SETTINGS.get(f"{section}.{key}")
+            where = f"{path}: [{section}] {key}"
+            if row is None:
+                raise _unknown(where, key, {known_row.key for known_row in known})
+            values[row.name] = _checked(row, value, f"{where} = {_shown(value)}", ConfigRefused)
+
+
+def _take_environment(environ: Mapping[str, str], values: dict[str, int | str]) -> None:
+    known = {row.environment: row for row in _SETTINGS.values()}
+    prefixes = tuple({f"GOCLAW_{row.section.upper()}_" for row in _SETTINGS.values()})
+    for variable in sorted(environ):
+        row = known.get(variable)
+        if row is not None:
+            text = environ[variable]
+            values[row.name] = _from_text(row, text, f"{variable}={_shown(text)}", ConfigRefused)
+        elif variable.startswith("GOCLAW_") and variable not in ENVIRONMENT_OTHER:
+            # Foreign GOCLAW_ names are none of our business, misspelled ones are.
+            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
+            if near or variable.startswith(prefixes):
+                raise _unknown(f"environment {variable}", variable, set(known))
+
+
+def _unknown(where: str, name: str, known: set[str]) -> ConfigRefused:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(sorted(known))}."
+    return ConfigRefused(f"{where} is unknown.", hint=hint, key=name)
+
+
+def _from_text(row: Setting, text: str, where: str, refusal: type[GoclawError]) -> int | str:
+    if not isinstance(row.default, int):
+        return _checked(row, text, where, refusal)
+    digits = text.strip()
+    # int() would also take underscores, signs and other scripts' digits
+    if digits.isascii() and digits.isdigit() and len(digits) <= 20:
+        return _checked(row, int(digits), where, refusal)
+    return _checked(row, text, where, refusal)
+
+
+def _checked(row: Setting, value: object, where: str, refusal: type[GoclawError]) -> int | str:
+    why = ""
+    if isinstance(row.default, int):
+        if type(value) is int and row.rule.low <= value <= row.rule.high:
+            return value
+    elif isinstance(value, str):
+        if row.rule.choices:
+            if value in row.rule.choices:
+                return value
+        elif row.name == "listen.address":
+            try:
+                parse_address(value)
+            except ValueError as error:
+                why = f" ({error})"
+            else:
+                return value
+        elif 1 <= len(value) <= limits.PATH_CHARS_MAX and value.isprintable():
+            return value
+    raise refusal(
+        f"{where} is not allowed{why}.",
+        hint=f"{row.section}.{row.key} takes {row.wanted}; the default is {_toml(row.default)}.",
+        key=row.name,
+    )
+
+
+def _settle_pairs(values: dict[str, int | str]) -> None:
+    """A default gives way to a value that was set; two set values must agree."""
+    for low, high in _ORDERED:
+        bottom = values.get(low, _SETTINGS[low].default)
+        top = values.get(high, _SETTINGS[high].default)
+        assert isinstance(bottom, int)
+        assert isinstance(top, int)
+        if bottom <= top:
+            continue
+        if low in values and high in values:
+            raise ConfigRefused(
+                f"{low} = {bottom} is above {high} = {top}.",
+                hint=f"Lower {low} or raise {high}.",
+                key=low,
+            )
+        if low in values:
+            values[high] = bottom
+        else:
+            values[low] = top
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _toml(value: int | str) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _template() -> str:
+    lines = [
+        "# Settings of goclaw, read at start. Every key is here with its default: take away the",
+        "# '#' before a key to change it. The environment wins over this file: a variable is named",
+        "# GOCLAW_<SECTION>_<KEY>, as in GOCLAW_QUEUE_LANES=8. Unknown keys are refused.",
+    ]
+    section = ""
+    for row in settings():
+        if row.section != section:
+            section = row.section
+            lines += ["", f"[{section}]"]
+        lines += [f"# {row.rule.text}", f"# Takes {row.wanted}."]
+        lines += [f"#{row.key} = {_toml(row.default)}"]
+    return "\n".join(lines) + "\n"
+
+
+TEMPLATE: Final = _template()
+"""The config.toml of a new home: every key, its sentence and its default, all commented out."""
