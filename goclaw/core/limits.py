@@ -48,6 +48,7 @@ JSON_NUMBER_CHARS_MAX: Final = 400  # beyond that a number is an attack on the p
 CONFIG_BYTES_MAX: Final = 1 * MIB  # config.toml; a larger file is something else
 PATH_CHARS_MAX: Final = 4_096  # PATH_MAX of Linux
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux without its final zero
+ID_CHARS_MAX: Final = 256  # id of a JSON-RPC request: kept while in flight, echoed in its answer
 LABEL_CHARS_MAX: Final = 2_000  # subject, action and resource of a decision
 
 # -- store -------------------------------------------------------------------------------------
@@ -94,6 +95,8 @@ LOG_LINE_BYTES_MAX: Final = 16 * KIB  # a longer message is cut
 LOG_FILE_BYTES_MAX: Final = 16 * MIB  # then the file is rotated
 LOG_FILES_MAX: Final = 4  # rotated files that are kept
 LOG_CLOSE_MS_MAX: Final = 2_000  # a stop waits this long for the last records
+
+FAULT_DELAY_MS_MAX: Final = 600_000  # a delay of a fault point; longer is a hang
 
 # -- connections -------------------------------------------------------------------------------
 CONNECTIONS_MAX: Final = 2_000
