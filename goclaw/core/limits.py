@@ -102,6 +102,7 @@ FAULT_DELAY_MS_MAX: Final = 600_000  # a delay of a fault point; longer is a han
 CONNECTIONS_MAX: Final = 2_000
 SUBSCRIPTIONS_MAX: Final = 256  # per connection
 REQUESTS_MAX: Final = 256  # in flight per connection, prompts included
+BATCH_MESSAGES_MAX: Final = 1_000  # of one JSON-RPC batch: two bytes of it can ask for 100 back
 
 # -- effects, tools, skills --------------------------------------------------------------------
 EFFECTS_MAX: Final = 10_000  # per task: a loop bound
@@ -110,18 +111,38 @@ DELEGATION_DEPTH_MAX: Final = 3
 TOOL_OUTPUT_BYTES_MAX: Final = 1 * MIB
 WASM_MODULE_BYTES_MAX: Final = 8 * MIB
 WASM_FUNCTIONS_MAX: Final = 20_000
-WASM_COMPILE_MS_MAX: Final = 2_000
+WASM_COMPILE_MS_MAX: Final = 2_000  # processor time: a busy machine refuses no skill
+WASM_COMPILE_WALL_MS_MAX: Final = 20_000  # then the child hangs or starves, and is killed
 WASM_COMPILE_BYTES_MAX: Final = 512 * MIB
+WASM_ARTEFACT_BYTES_MAX: Final = 64 * MIB  # compiled code is about eight times the module
 WASM_FUEL: Final = 50_000_000_000  # bounds instructions; wall time is bounded by the epoch
 WASM_WALL_MS_MAX: Final = 30_000
 WASM_MEMORY_BYTES_MAX: Final = 64 * MIB
 WASM_STACK_BYTES_MAX: Final = 512 * KIB
 WASM_TABLE_ELEMENTS_MAX: Final = 10_000
 WASM_LOG_BYTES_MAX: Final = 64 * KIB
+WASM_HOST_CALLS_MAX: Final = 1_000_000  # 4 GiB of stdin in reads of 4 KiB
+WASM_TICK_MS: Final = 10  # a cancel or the end of the wall time is noticed this late
 WASM_CACHE_BYTES_MAX: Final = 256 * MIB
+WASM_MODULES_LOADED_MAX: Final = 16  # per engine; one more costs a read of the cache
+WASM_ENGINES_IDLE_MAX: Final = 8  # kept warm: two bursts of the default lanes
+SKILL_MANIFEST_BYTES_MAX: Final = 64 * KIB
+SKILLS_MAX: Final = 1_000  # entries of one skills folder
 SKILL_FAULTS_MAX: Final = 5  # consecutive, then quarantine (K-7)
 
+# -- policy ------------------------------------------------------------------------------------
+POLICY_BYTES_MAX: Final = 8 * MIB  # policy.toml: ten thousand rules take about 2 MiB
+POLICY_RULES_MAX: Final = 20_000
+POLICY_ENTRIES_MAX: Final = 200_000  # actions x subjects x resources of all rules, about 100 bytes each
+POLICY_NEAR_MAX: Final = 10  # rules that an explanation names because they almost applied
+GLOB_STARS_MAX: Final = 8  # of one pattern: each costs a pass over the text
+ROOTS_MAX: Final = 64  # of one session: each costs a comparison in every decision about a path
+RISK_MAX: Final = 1_000_000  # a risk beyond it is as high as risks go
+
 assert 3 * HEARTBEAT_MS <= LEASE_MS
+assert WASM_COMPILE_MS_MAX < WASM_COMPILE_WALL_MS_MAX
+assert WASM_MODULE_BYTES_MAX < WASM_ARTEFACT_BYTES_MAX < WASM_CACHE_BYTES_MAX
+assert WASM_TICK_MS < WASM_WALL_MS_MAX
 assert MAX_ATTEMPTS * BACKOFF_MS_MAX < EVENT_RETENTION_MS
 assert IDEMPOTENCY_WINDOW_MS <= EVENT_RETENTION_MS <= AUDIT_RETENTION_MS
 assert SESSION_TASKS_MAX <= TOTAL_TASKS_MAX <= TASKS_MAX
@@ -136,3 +157,4 @@ assert BATCH_OPERATIONS_MAX <= PENDING_OPERATIONS_MAX
 assert EVENT_BYTES_MAX <= RESULT_BYTES_MAX <= FRAME_BYTES_MAX
 assert LAG_BYTES_MAX < RING_BYTES_TOTAL
 assert CLAIM_MAX <= BATCH_OPERATIONS_MAX
+assert POLICY_RULES_MAX <= POLICY_ENTRIES_MAX

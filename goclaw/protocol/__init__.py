@@ -1,1 +1,1 @@
-"""protocol."""
+"""The wire without I/O: JSON-RPC, the messages, and what may be sent when."""

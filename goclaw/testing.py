@@ -1,0 +1,148 @@
+"""Servers for foreign test suites: the daemon's own codec with a stub method table, and an echo.
+
+Owns the stub methods (those of the JSON-RPC specification's examples) and this command line. Not
+in here: anything the daemon runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from goclaw.core import limits
+from goclaw.core.errors import GoclawError, InvalidParams
+from goclaw.protocol.jsonrpc import Call, LineSplitter, Peer, Send, method_unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["answers", "main"]
+
+HOST: Final = "127.0.0.1"
+ECHO_BYTES_MAX: Final = 2 * limits.FRAME_BYTES_MAX  # the largest message of the Autobahn suite
+
+# -- the stub's methods ------------------------------------------------------------------------
+
+
+def _subtract(params: dict[str, Any] | list[Any] | None) -> object:
+    if isinstance(params, dict) and params.keys() == {"minuend", "subtrahend"}:
+        params = [params["minuend"], params["subtrahend"]]
+    minuend, subtrahend = _numbers(params, count=2)
+    return minuend - subtrahend
+
+
+def _sum(params: dict[str, Any] | list[Any] | None) -> object:
+    return sum(_numbers(params))
+
+
+def _get_data(params: dict[str, Any] | list[Any] | None) -> object:
+    if params:
+        raise InvalidParams("get_data takes no parameters.")
+    return ["hello", 5]
+
+
+def _numbers(params: dict[str, Any] | list[Any] | None, count: int | None = None) -> list[float]:
+    fits = isinstance(params, list) and (count is None or len(params) == count)
+    if not fits or not all(type(item) in (int, float) for item in params or ()):
+        raise InvalidParams("The parameters must be a list of numbers.")
+    return list(params or ())
+
+
+_METHODS: Final[dict[str, Callable[[dict[str, Any] | list[Any] | None], object]]] = {
+    "subtract": _subtract,
+    "sum": _sum,
+    "get_data": _get_data,
+}
+
+
+def answers(peer: Peer, data: bytes) -> list[bytes]:
+    """What the stub sends back for one message, in order. Notifications are taken and ignored."""
+    out = []
+    for incoming in peer.receive(data):
+        if isinstance(incoming, Send):
+            out.append(incoming.data)
+        elif isinstance(incoming, Call):
+            answer = _answer(peer, incoming)
+            if answer is not None:
+                out.append(answer)
+    return out
+
+
+def _answer(peer: Peer, call: Call) -> bytes | None:
+    method = _METHODS.get(call.request.method)
+    try:
+        if method is None:
+            raise method_unknown(call.request.method)
+        return peer.result(call, method(call.request.params))
+    except GoclawError as error:
+        return peer.error(call, error)
+
+
+# -- transports --------------------------------------------------------------------------------
+
+
+def _serve_stdio() -> None:
+    peer, lines = Peer(batches=True), LineSplitter()
+    while chunk := os.read(sys.stdin.fileno(), limits.WRITE_BYTES_MAX):
+        for line in lines.feed(chunk):
+            for answer in answers(peer, line):
+                sys.stdout.buffer.write(answer + b"\n")
+        sys.stdout.buffer.flush()
+
+
+async def _serve_rpc(connection: ServerConnection) -> None:
+    peer = Peer(batches=True)
+    async for message in connection:
+        data = message.encode() if isinstance(message, str) else message
+        for answer in answers(peer, data):
+            await connection.send(answer, text=True)
+
+
+async def _serve_echo(connection: ServerConnection) -> None:
+    async for message in connection:
+        await connection.send(message)
+
+
+async def _listen(handler: Callable[[ServerConnection], Any], port: int, bytes_max: int) -> None:
+    async def until_closed(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):  # however the peer ends it
+            await handler(connection)
+
+    async with serve(
+        until_closed, HOST, port, max_size=bytes_max, compression=None, ping_interval=None
+    ) as server:
+        address = server.sockets[0].getsockname()
+        print(f"ready ws://{address[0]}:{address[1]}", flush=True)
+        await server.serve_forever()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the two servers until end of input or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m goclaw.testing", description=__doc__)
+    servers = parser.add_subparsers(dest="server", required=True)
+    stub = servers.add_parser("rpc-stub", help="the codec with a stub method table")
+    where = stub.add_mutually_exclusive_group(required=True)
+    where.add_argument("--stdio", action="store_true", help="one message a line")
+    where.add_argument("--port", type=int, help="WebSocket on loopback; 0 = any")
+    echo = servers.add_parser("ws-echo", help="send every message back")
+    echo.add_argument("--port", type=int, required=True, help="WebSocket on loopback; 0 = any")
+    chosen = parser.parse_args(arguments)
+    with contextlib.suppress(KeyboardInterrupt):
+        if chosen.server == "ws-echo":
+            asyncio.run(_listen(_serve_echo, chosen.port, ECHO_BYTES_MAX))
+        elif chosen.stdio:
+            _serve_stdio()
+        else:
+            asyncio.run(_listen(_serve_rpc, chosen.port, limits.FRAME_BYTES_MAX))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
