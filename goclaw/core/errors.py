@@ -26,7 +26,16 @@ GoclawError
 ├── Nondeterminism         -31011    RateLimited       -31012
 ├── ScopeMissing           -31013    EffectUnknown     -31015
 ├── UnknownId              -31016    TooLarge          -31017
-└── BudgetExhausted        -31018
+├── BudgetExhausted        -31018
+├── SkillRefused           -32602    manifest, module or ABI is not acceptable; nothing ran
+├── SkillFailed            the skill itself says that it failed: a definite tool error
+├── SkillCancelled         cut off by a cancel
+└── SkillFault             (counted by the quarantine, K-7)
+    ├── SkillTrapped                 ├── SkillOutputInvalid
+    ├── SkillFuelExhausted           ├── SkillTimedOut
+    ├── SkillMemoryExceeded          ├── SkillTableExceeded
+    ├── SkillStackExceeded           ├── SkillOutputExceeded
+    └── SkillLogExceeded             └── SkillHostCallsExceeded
 """
 
 from __future__ import annotations
@@ -62,6 +71,20 @@ __all__ = [
     "ScopeMissing",
     "SessionUnknown",
     "ShuttingDown",
+    "SkillCancelled",
+    "SkillFailed",
+    "SkillFault",
+    "SkillFuelExhausted",
+    "SkillHostCallsExceeded",
+    "SkillLogExceeded",
+    "SkillMemoryExceeded",
+    "SkillOutputExceeded",
+    "SkillOutputInvalid",
+    "SkillRefused",
+    "SkillStackExceeded",
+    "SkillTableExceeded",
+    "SkillTimedOut",
+    "SkillTrapped",
     "StorageFailed",
     "TooLarge",
     "UnknownId",
@@ -342,3 +365,88 @@ class BudgetExhausted(GoclawError):
 
     code = "budget_exhausted"
     rpc = -31018
+
+
+class SkillRefused(GoclawError):
+    """The manifest, the module or its ABI is not acceptable; nothing ran (K-3, K-6)."""
+
+    code = "skill_refused"
+    rpc = -32602
+
+
+class SkillFailed(GoclawError):
+    """The skill says that it failed: a definite tool error that the brain is shown."""
+
+    code = "skill_failed"
+
+
+class SkillCancelled(GoclawError):
+    """The call was cut off by a cancel; the skill is not to blame."""
+
+    code = "skill_cancelled"
+
+
+class SkillFault(GoclawError):
+    """The skill broke its sandbox's rules; enough of these quarantine it (K-7)."""
+
+    code = "skill_fault"
+
+
+class SkillTrapped(SkillFault):
+    """The module trapped: unreachable code, bad memory access, division by zero."""
+
+    code = "skill_trapped"
+
+
+class SkillOutputInvalid(SkillFault):
+    """The module ended well but its stdout is no JSON."""
+
+    code = "skill_output_invalid"
+
+
+class SkillFuelExhausted(SkillFault):
+    """The call used up its instructions."""
+
+    code = "skill_fuel_exhausted"
+
+
+class SkillTimedOut(SkillFault):
+    """The call used up its wall time."""
+
+    code = "skill_timed_out"
+
+
+class SkillMemoryExceeded(SkillFault):
+    """The module wants more memory than it may have."""
+
+    code = "skill_memory_exceeded"
+
+
+class SkillTableExceeded(SkillFault):
+    """The module wants more table elements than it may have."""
+
+    code = "skill_table_exceeded"
+
+
+class SkillStackExceeded(SkillFault):
+    """The module recursed too deep."""
+
+    code = "skill_stack_exceeded"
+
+
+class SkillOutputExceeded(SkillFault):
+    """The module wrote more to stdout than it may."""
+
+    code = "skill_output_exceeded"
+
+
+class SkillLogExceeded(SkillFault):
+    """The module wrote more to stderr than it may."""
+
+    code = "skill_log_exceeded"
+
+
+class SkillHostCallsExceeded(SkillFault):
+    """The module called the host more often than it may."""
+
+    code = "skill_host_calls_exceeded"
