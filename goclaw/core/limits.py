@@ -133,11 +133,11 @@ SKILL_FAULTS_MAX: Final = 5  # consecutive, then quarantine (K-7)
 # -- policy ------------------------------------------------------------------------------------
 POLICY_BYTES_MAX: Final = 8 * MIB  # policy.toml: ten thousand rules take about 2 MiB
 POLICY_RULES_MAX: Final = 20_000
-POLICY_ENTRIES_MAX: Final = 200_000  # actions x subjects x resources of all rules, about 100 bytes each
+POLICY_ENTRIES_MAX: Final = 200_000  # actions x subjects x resources of all rules, 100 bytes each
 POLICY_NEAR_MAX: Final = 10  # rules that an explanation names because they almost applied
 GLOB_STARS_MAX: Final = 8  # of one pattern: each costs a pass over the text
 ROOTS_MAX: Final = 64  # of one session: each costs a comparison in every decision about a path
-RISK_MAX: Final = 1_000_000  # a risk beyond it is as high as risks go
+FIGURE_MAX: Final = 2**53 - 1  # risk and size: the largest integer every JSON reader keeps
 
 assert 3 * HEARTBEAT_MS <= LEASE_MS
 assert WASM_COMPILE_MS_MAX < WASM_COMPILE_WALL_MS_MAX
