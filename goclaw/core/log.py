@@ -117,7 +117,8 @@ class SystemLog:
     def _write(self) -> None:
         while (line := self._intake.lines.get()) is not None:
             self._tell_loss()
-            self._put(line)
+            if not self._put(line):
+                self._failed += 1
         self._tell_loss()
         self._close_file()
 
@@ -139,7 +140,6 @@ class SystemLog:
             self._append(_encode(line))
         except OSError:
             # A full disk must not end the daemon: the count tells, the next line tries again.
-            self._failed += 1
             self._close_file()
             return False
         return True

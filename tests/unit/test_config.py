@@ -1,0 +1,268 @@
+"""core/config.py: sources and their order, ranges, and refusals that say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from goclaw.core import config, limits
+from goclaw.core.config import Address, Config, load, parse_address
+from goclaw.core.errors import ConfigRefused, GoclawError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write(home: Path, text: str | bytes) -> Path:
+    (home / "config.toml").write_bytes(text.encode() if isinstance(text, str) else text)
+    return home
+
+
+def refusal(home: Path, environ: dict[str, str] | None = None, **options: str) -> GoclawError:
+    named = {name.replace("__", "."): value for name, value in options.items()}
+    with pytest.raises(GoclawError) as caught:
+        load(home, environ or {}, named)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_without_a_file_the_defaults_of_the_contract_hold(home: Path) -> None:
+    settings = load(home, {})
+    assert settings == Config()
+    assert dataclasses.asdict(settings) == {
+        "queue": {
+            "lanes": 4,
+            "lease_ms": 30_000,
+            "max_attempts": 5,
+            "crash_budget": 3,
+            "poison": 3,
+            "backoff_ms_min": 1_000,
+            "backoff_ms_max": 300_000,
+            "session_limit": 1_000,
+            "total_limit": 1_000_000,
+            "aging_factor": limits.AGING_FACTOR,
+            "idempotency_window_s": 7 * 24 * 3600,
+        },
+        "events": {
+            "retention_s": 30 * 24 * 3600,
+            "ring_bytes": 256 * 1024,
+            "ring_bytes_total": 64 * 1024 * 1024,
+        },
+        "acp": {"on_disconnect": "continue"},
+        "store": {"synchronous": "full"},
+        "listen": {"address": "127.0.0.1:0"},
+        "daemon": {"drain_s": 30, "idle_exit_s": 600},
+        "brain": {"default": "direct"},
+    }
+
+
+def test_settings_cannot_be_changed_after_the_load() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().queue.lanes = 5  # type: ignore[misc]
+
+
+def test_file_then_environment_then_option(home: Path) -> None:
+    write(home, "[queue]\nlanes = 2\nlease_ms = 500\npoison = 9\n[brain]\ndefault = 'script:a'\n")
+    environ = {"GOCLAW_QUEUE_LANES": " 3 ", "GOCLAW_QUEUE_LEASE_MS": "700", "PATH": "x"}
+    settings = load(home, environ, {"queue.lanes": "8"})
+    assert (settings.queue.lanes, settings.queue.lease_ms, settings.queue.poison) == (8, 700, 9)
+    assert settings.brain.default == "script:a"
+
+
+@pytest.mark.req("U-5")
+def test_the_template_is_the_defaults_in_comments(home: Path) -> None:
+    assert tomllib.loads(config.TEMPLATE) == {
+        field.name: {} for field in dataclasses.fields(Config)
+    }
+    assert load(write(home, config.TEMPLATE), {}) == Config()
+    bare = "\n".join(
+        line.removeprefix("#") if line.startswith("#") and line[1:2].isalpha() else line
+        for line in config.TEMPLATE.splitlines()
+    )
+    given_values = tomllib.loads(bare)
+    assert given_values == dataclasses.asdict(Config())
+    assert load(write(home, bare), {}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[queue]\nlaness = 4", "[queue] laness is unknown. Did you mean lanes?"),
+        ("[qeue]\nlanes = 4", "[qeue] is unknown. Did you mean queue?"),
+        ("lanes = 4", "[lanes] is unknown."),
+        ("queue = 4", "queue is not a section. Write [queue]"),
+        ("[[queue]]\nlanes = 4", "queue is not a section."),
+        (
+            "[queue]\nlanes = 0",
+            "lanes = 0 is not allowed. queue.lanes takes a whole number from 1 to",
+        ),
+        ("[queue]\nlanes = 1025", "from 1 to 1024; the default is 4."),
+        ("[queue]\nlanes = true", "lanes = True is not allowed"),
+        ("[queue]\nlanes = 4.0", "lanes = 4.0 is not allowed"),
+        ("[queue]\nlanes = '4'", "lanes = '4' is not allowed"),
+        ("[queue]\nlease_ms = -1", "lease_ms = -1 is not allowed"),
+        ("[acp]\non_disconnect = 'stop'", 'acp.on_disconnect takes "continue" or "cancel"'),
+        ("[store]\nsynchronous = 'FULL'", 'store.synchronous takes "full" or "normal"'),
+        ("[store]\nsynchronous = 1", "synchronous = 1 is not allowed"),
+        ("[brain]\ndefault = ''", "brain.default takes the name of a brain"),
+        ('[brain]\ndefault = "a\\u0000b"', "brain.default takes the name of a brain"),
+        ("[listen]\naddress = '0.0.0.0:80'", "listening beyond this machine needs TLS"),
+        ("[queue]\nbackoff_ms_min = 9\nbackoff_ms_max = 8", "queue.backoff_ms_min = 9 is above"),
+        ("[queue\nlanes = 4", "is not valid TOML:"),
+        ("[queue]\nlanes = 4\nlanes = 5", "is not valid TOML:"),
+        ("[queue]\nlanes = " + "9" * 5000, "is not valid TOML:"),
+        ("a = " + "[" * 100_000, "is not valid TOML:"),
+        ("\ufeff[queue]", "is not valid TOML:"),
+        (b"[brain]\ndefault = '\xff'", "is not UTF-8 text."),
+        (b"#" * (limits.CONFIG_BYTES_MAX + 1), "is larger than"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence(home: Path, text: str | bytes, says: str) -> None:
+    error = refusal(write(home, text))
+    assert isinstance(error, ConfigRefused)
+    assert error.exit == 3
+    assert says in str(error)
+    assert str(home / "config.toml") in str(error) or "backoff" in str(error)
+    assert len(str(error)) < 500
+
+
+def test_a_file_that_is_a_directory_is_refused(home: Path) -> None:
+    (home / "config.toml").mkdir()
+    assert "cannot be read" in str(refusal(home))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("GOCLAW_QUEUE_LANES", "0", "GOCLAW_QUEUE_LANES='0' is not allowed."),
+        ("GOCLAW_QUEUE_LANES", "", "GOCLAW_QUEUE_LANES='' is not allowed."),
+        ("GOCLAW_QUEUE_LANES", "1_0", "is not allowed"),
+        ("GOCLAW_QUEUE_LANES", "+4", "is not allowed"),
+        ("GOCLAW_QUEUE_LANES", "٤", "is not allowed"),
+        ("GOCLAW_QUEUE_LANES", "9" * 5000, "is not allowed"),
+        ("GOCLAW_ACP_ON_DISCONNECT", "no", "is not allowed"),
+        ("GOCLAW_QUEUE_LANESS", "4", "Did you mean GOCLAW_QUEUE_LANES?"),
+        ("GOCLAW_QEUE_LANES", "4", "Did you mean GOCLAW_QUEUE_LANES?"),
+        ("GOCLAW_QUEUE_COLOUR", "red", "environment GOCLAW_QUEUE_COLOUR is unknown."),
+    ],
+)
+def test_a_bad_variable_is_refused(home: Path, variable: str, value: str, says: str) -> None:
+    error = refusal(home, {variable: value})
+    assert says in str(error)
+    assert len(str(error)) < 900
+
+
+def test_names_of_others_are_left_alone(home: Path) -> None:
+    others = dict.fromkeys(config.ENVIRONMENT_OTHER | {"GOCLAW_SOMEBODY_ELSES", "GOCLAWX"}, "1")
+    assert load(home, others) == Config()
+
+
+def test_a_bad_option_is_a_usage_error(home: Path) -> None:
+    error = refusal(home, queue__lanes="many")
+    assert isinstance(error, UsageError)
+    assert error.exit == 2
+    assert str(error).startswith("--lanes many is not allowed.")
+
+
+def test_a_bad_file_is_refused_also_under_an_option(home: Path) -> None:
+    assert "lanes = 0" in str(refusal(write(home, "[queue]\nlanes = 0"), queue__lanes="2"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[queue]\nbackoff_ms_max = 20", (20, 20)),
+        ("[queue]\nbackoff_ms_min = 400000", (400_000, 400_000)),
+        ("[queue]\nbackoff_ms_min = 5\nbackoff_ms_max = 5", (5, 5)),
+    ],
+)
+def test_a_default_gives_way_to_what_was_set(
+    home: Path, text: str, expected: tuple[int, int]
+) -> None:
+    queue = load(write(home, text), {}).queue
+    assert (queue.backoff_ms_min, queue.backoff_ms_max) == expected
+
+
+@pytest.mark.parametrize("row", list(config.settings()), ids=lambda row: row.name)
+def test_every_number_takes_its_range_and_nothing_beyond(home: Path, row: config.Setting) -> None:
+    if not isinstance(row.default, int):
+        return
+    assert row.rule.low <= row.default <= row.rule.high
+    for value, good in (
+        (row.rule.low, True),
+        (row.rule.high, True),
+        (row.rule.low - 1, False),
+        (row.rule.high + 1, False),
+    ):
+        write(home, f"[{row.section}]\n{row.key} = {value}\n")
+        if good:
+            assert getattr(getattr(load(home, {}), row.section), row.key) == value
+        else:
+            assert row.name in str(refusal(home))
+
+
+@pytest.mark.req("A-9")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:0", Address("127.0.0.1", 0)),
+        ("127.9.9.9:65535", Address("127.9.9.9", 65535)),
+        ("localhost:8080", Address("localhost", 8080)),
+        ("[::1]:80", Address("::1", 80)),
+        ("[::1%lo]:80", Address("::1%lo", 80)),
+        ("", None),
+        ("none", None),
+    ],
+)
+def test_a_loopback_address_is_taken(text: str, expected: Address | None) -> None:
+    assert parse_address(text) == expected
+
+
+@pytest.mark.req("A-9")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.0.0.0:1",
+        "[::]:1",
+        "192.168.0.1:1",
+        "example.org:1",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:٤",
+        "::1:80",
+        ":80",
+        "127.1:80",
+        "0x7f.0.0.1:80",
+    ],
+)
+def test_any_other_address_is_refused(text: str, home: Path) -> None:
+    with pytest.raises(ValueError, match=r"^(it is|an IPv6|the port|the host|listening) "):
+        parse_address(text)
+    assert "listen.address takes" in str(refusal(home, {"GOCLAW_LISTEN_ADDRESS": text}))
+
+
+@pytest.mark.req("A-14")
+@given(data=st.binary(max_size=200))
+@example(data=b"[queue]\nlanes = 1979-05-27")
+@example(data=b'[queue]\n"lanes" = inf')
+@example(data=b"[queue.lanes]")
+def test_any_bytes_are_taken_or_refused(
+    data: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    write(folder, data)
+    try:
+        load(folder, {})
+    except ConfigRefused as error:
+        assert error.hint  # noqa: PT017
+    finally:
+        os.unlink(folder / "config.toml")
