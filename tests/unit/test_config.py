@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from goclaw.core import config, limits
-from goclaw.core.config import Address, Config, load, parse_address
+from goclaw.core.config import Address, Config, ListenConfig, load, parse_address
 from goclaw.core.errors import ConfigRefused, GoclawError, UsageError
 
 if TYPE_CHECKING:
@@ -223,6 +223,7 @@ def test_every_number_takes_its_range_and_nothing_beyond(home: Path, row: config
 )
 def test_a_loopback_address_is_taken(text: str, expected: Address | None) -> None:
     assert parse_address(text) == expected
+    assert ListenConfig(text).tcp == expected
 
 
 @pytest.mark.req("A-9")
@@ -239,6 +240,7 @@ def test_a_loopback_address_is_taken(text: str, expected: Address | None) -> Non
         "127.0.0.1:-1",
         "127.0.0.1:٤",
         "::1:80",
+        "[127.0.0.1:80",
         ":80",
         "127.1:80",
         "0x7f.0.0.1:80",

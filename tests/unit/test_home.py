@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -336,6 +337,28 @@ def test_a_planted_socket_folder_is_not_used(
         folder.write_text("")
     with pytest.raises(ConfigRefused, match="too long for a Unix socket"):
         place.socket_path({})
+
+
+def test_a_file_system_without_locks_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    place = new(home)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ConfigRefused, match="has no locks: No locks available"):
+        place.lock()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.req("A-9")
+def test_the_home_of_another_user_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = new(home)
+    monkeypatch.setattr("os.getuid", lambda: place.root.stat().st_uid + 1)
+    with pytest.raises(ConfigRefused, match="belongs to another user"):
+        place.ensure(POLICY, CHANCE)
 
 
 @pytest.mark.req("S-10")

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import stat
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -231,12 +233,32 @@ def test_a_torn_line_spoils_itself_only(home: Path) -> None:
     assert json.loads(whole)["message"] == "whole"
 
 
-def test_a_partial_write_is_a_loss(home: Path) -> None:
+def test_a_full_disk_is_a_loss_and_no_error(home: Path) -> None:
     """/dev/full fails as a full disk does."""
     (home / "system.jsonl").symlink_to("/dev/full")
     with writing(home) as system:
         log.logger("x").info("lost")
-    assert system.dropped >= 1
+    assert system.dropped == 1
+
+
+def test_a_line_that_fits_in_part_is_a_loss(home: Path) -> None:
+    """In a process of its own: the kernel cuts the write at the largest file size."""
+    code = (
+        "import resource, signal, sys, pathlib\n"
+        "from goclaw.core import clock, log\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "system = log.SystemLog(pathlib.Path(sys.argv[1]), clock.SystemClock())\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50, resource.RLIM_INFINITY))\n"
+        "log.logger('x').info('cut')\n"
+        "system.close()\n"
+        "print(system.dropped)\n"
+    )
+    path = home / "system.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
+    assert path.stat().st_size == 50
 
 
 def test_close_twice_and_lines_after_it(home: Path) -> None:
