@@ -7,8 +7,9 @@ installation leaves nothing but the twin. Not in here: anything that computes.
 from __future__ import annotations
 
 import os
+from typing import Any
 
-__all__ = ["NATIVE", "WHY_PURE", "frame", "ring", "rules", "writer"]
+__all__ = ["NATIVE", "WHY_PURE", "frame", "open_writer", "ring", "rules", "writer"]
 
 WHY_PURE: str | None = None
 """None when native code runs, else one sentence for `status` and `doctor`."""
@@ -25,3 +26,17 @@ if WHY_PURE is not None:
     from goclaw._pure import frame, ring, rules, writer  # type: ignore[no-redef]
 
 NATIVE: bool = WHY_PURE is None
+
+
+def open_writer(*arguments: Any, **options: Any) -> Any:
+    """A Writer; the native one only if it can speak to apsw's own SQLite, else the twin."""
+    global NATIVE, WHY_PURE, writer  # noqa: PLW0603 - the choice between the builds is made here
+    if NATIVE:
+        try:
+            writer.attach()
+        except RuntimeError as error:
+            from goclaw._pure import writer as twin
+
+            NATIVE, WHY_PURE = False, str(error)
+            writer = twin  # type: ignore[misc]
+    return writer.Writer(*arguments, **options)

@@ -1,1 +1,5 @@
-"""store."""
+"""Floor 2: the disk. The only floor that names the database files or knows SQL."""
+
+from goclaw.store.database import Committed, Database, Event, database_files, open_database, rows
+
+__all__ = ["Committed", "Database", "Event", "database_files", "open_database", "rows"]

@@ -1,0 +1,55 @@
+"""The one writer; see writer.pyx. The twin in goclaw._pure.writer has the same face."""
+
+from typing import Any, final
+
+def attach() -> None: ...
+def sha256(data: bytes, plain: bool = False) -> bytes: ...
+
+MARKS: tuple[str, ...]
+
+@final
+class Writer:
+    """Owns the writing handle of one database file.
+
+    ``programs``: (name, parameters, steps, returns, late) each, as store/queries.py parses them; an
+    operation names a program by its index. ``threaded=False`` leaves the running to ``step()``.
+    RuntimeError: the file does not open. ValueError: a program does not fit the schema.
+    Every method belongs to the thread that made the writer, and to its process.
+    """
+
+    @property
+    def wake_fd(self) -> int: ...
+    def __init__(
+        self,
+        path: str,
+        programs: list[Any],
+        statements: dict[str, str],
+        pragmas: str,
+        *,
+        batch_max: int,
+        pending_max: int,
+        wal_bytes_max: int,
+        threaded: bool,
+    ) -> None: ...
+    def submit(self, parts: tuple[Any, ...], live: bool = False) -> int:
+        """Queue one atomic operation: ((program index, parameters), ...); answers its ticket.
+
+        0 = refused, the pending bound is reached; ``live`` operations have as much room again.
+        """
+    def drain(self) -> list[Any]:
+        """What is committed or failed since the last call, in commit order.
+
+        Each: (ticket, code or None, message, [returns per part], [events]); an event is (sid,
+        event_id, kind, type, at_ms, run_id, task_id, attempt, trace, payload).
+        """
+    def step(self) -> bool:
+        """Run one batch on this thread (``threaded=False`` only); False when nothing waits."""
+    def stats(self) -> tuple[int, int, int, int, int, int]:
+        """(batches, operations, pending, last flush ns, all flushes ns, pages in the WAL)."""
+    def fail_next_commit(self, after: bool) -> None:
+        """For tests: the next COMMIT reports an I/O error, ``after`` or before it took effect."""
+    def close(self) -> None:
+        """Run what is queued, end the thread, close the handle; idempotent. drain() still answers."""
+    def _check(self) -> None: ...
+    def __reduce_cython__(self) -> Any: ...
+    def __setstate_cython__(self, state: Any) -> None: ...

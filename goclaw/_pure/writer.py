@@ -1,0 +1,396 @@
+"""The one writer in plain Python: the same programs, a thread, apsw.
+
+Owns what goclaw/_fast/writer.pyx owns. Not in here: speed while the loop is busy, since each
+statement needs the GIL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import apsw
+
+__all__ = ["Writer", "attach", "sha256"]
+
+_RUN, _EXPECT, _REFUSE, _STOP, _NEED, _EMIT = range(6)
+_IDLE_S = 0.05
+
+
+def attach() -> None:
+    """Nothing to fetch: the twin is apsw's own client."""
+
+
+def sha256(data: bytes, plain: bool = False) -> bytes:
+    """SHA-256 of ``data``."""
+    return hashlib.sha256(data).digest()
+
+
+def _chain_link(
+    link: bytes, event_id: int, at: int, kind: str, run: str | None, task: str | None, digest: bytes
+) -> bytes:
+    return hashlib.sha256(
+        link
+        + event_id.to_bytes(8, "big", signed=True)
+        + at.to_bytes(8, "big", signed=True)
+        + b"".join((text or "").encode() + b"\0" for text in (kind, run, task))
+        + digest
+    ).digest()
+
+
+_MARKS = ("sid", "event_id", "salt", "link", "now", "tid", "run_id", "task_id", "attempt", "trace")
+
+
+class _RunAgain(Exception):
+    pass
+
+
+class _Failed(Exception):
+    def __init__(self, code: str, message: str, returns: list[tuple[Any, ...]]) -> None:
+        self.answer = (code, message, returns)
+
+
+class Writer:
+    """See goclaw/_fast/writer.pyi."""
+
+    def __init__(
+        self,
+        path: str,
+        programs: list[Any],
+        statements: dict[str, str],
+        pragmas: str,
+        *,
+        batch_max: int,
+        pending_max: int,
+        wal_bytes_max: int,
+        threaded: bool,
+    ) -> None:
+        self._path, self._pragmas, self._programs = path, pragmas, programs
+        self._batch_max, self._pending_max = batch_max, pending_max
+        self._wal_pages_max = wal_bytes_max // 4096
+        self._event_insert, self._head_move = statements["event_insert"], statements["head_move"]
+        self._columns: dict[str, tuple[str, ...]] = {}
+        self._wal_pages = self._checkpointed = self._pending = self._next_ticket = 0
+        self._batches_run = self._operations_run = self._flush_ns = self._flush_ns_sum = 0
+        self._fail_commit: bool | None = None
+        self._connection: apsw.Connection | None = None
+        self._open()
+        self._prove()
+        self._queue: deque[Any] = deque()
+        self._done: deque[Any] = deque()
+        self._condition = threading.Condition()
+        self._running, self._threaded, self._pid = True, threaded, os.getpid()
+        self.wake_fd, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        if threaded:
+            self._thread = threading.Thread(target=self._main, name="goclaw-writer", daemon=True)
+            self._thread.start()
+
+    def _open(self) -> None:
+        flags = apsw.SQLITE_OPEN_READWRITE
+        try:
+            self._connection = connection = apsw.Connection(self._path, flags, statementcachesize=512)
+            connection.setbusytimeout(5000)
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)  # see the native twin
+            connection.createscalarfunction("chain_link", _chain_link, 7, deterministic=True)
+            self._execute = connection.cursor().execute
+            self._cursor = connection.cursor()  # inserts events while a step is still being read
+            for _ in self._execute(self._pragmas):
+                pass
+            connection.setwalhook(self._wal_moved)
+            ((self._batches,),) = self._execute("SELECT batches FROM writer")
+        except apsw.Error as error:
+            self._connection = None
+            raise RuntimeError(str(error)) from error
+
+    def _prove(self) -> None:
+        for name, parameters, steps, returns, _late in self._programs:
+            known = set(parameters)
+            for number, (mode, _code, sql) in enumerate(steps, 1):
+                for needed, columns in self._describe(sql):
+                    for register in needed:
+                        if register not in known:
+                            raise ValueError(f"{name}, step {number}: nothing sets :{register}")
+                    if mode != _EMIT:
+                        known.update(columns)
+                    elif len(columns) != 3:
+                        raise ValueError(f"{name}, step {number}: an event is kind, type and payload")
+                    elif missing := set(_MARKS) - known:
+                        raise ValueError(f"{name}, step {number}: an event needs :{missing.pop()}")
+            for register in returns:
+                if register not in known:
+                    raise ValueError(f"{name}: nothing sets the returned {register}")
+
+    def _describe(self, sql: str) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        import apsw.ext
+
+        assert self._connection is not None
+        info = apsw.ext.query_info(self._connection, sql)
+        self._columns[sql] = tuple(column[0] for column in info.description)
+        return [(tuple(name or "" for name in info.bindings_names), self._columns[sql])]
+
+    def _wal_moved(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self._wal_pages = pages
+        return 0
+
+    def submit(self, parts: tuple[Any, ...], live: bool = False) -> int:
+        """See the stub."""
+        self._check()
+        for index, values in parts:
+            if not 0 <= index < len(self._programs):
+                raise IndexError("no such program")
+            expected = len(self._programs[index][1])
+            if len(values) != expected:
+                raise TypeError(f"program {index} takes {expected} parameters, not {len(values)}")
+            for value in values:
+                if not (value is None or isinstance(value, (int, str, bytes, float))):
+                    raise TypeError(
+                        f"a parameter is a {type(value).__name__}; int, str, bytes, float or None"
+                    )
+        with self._condition:
+            if self._pending >= self._pending_max * (2 if live else 1):
+                return 0
+            self._pending += 1
+            self._next_ticket += 1
+            ticket = self._next_ticket
+            self._queue.append((ticket, parts))
+            self._condition.notify()
+        return ticket
+
+    def drain(self) -> list[Any]:
+        """See the stub."""
+        self._check()
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.wake_fd, 4096):
+                pass
+        done = []
+        while self._done:
+            done.append(self._done.popleft())
+        with self._condition:
+            self._pending -= len(done)
+        return done
+
+    def step(self) -> bool:
+        """See the stub."""
+        self._check()
+        if self._threaded:
+            raise RuntimeError("step() is for a writer without a thread")
+        batch = self._take()
+        if batch:
+            self._done.extend(self._run_batch(batch))
+            self._checkpoint(idle=False)
+        return bool(batch)
+
+    def stats(self) -> tuple[int, int, int, int, int, int]:
+        """See the stub."""
+        self._check()
+        return (
+            self._batches_run, self._operations_run, self._pending, self._flush_ns,
+            self._flush_ns_sum, self._wal_pages,
+        )  # fmt: skip
+
+    def fail_next_commit(self, after: bool) -> None:
+        """See the stub."""
+        self._check()
+        self._fail_commit = after
+
+    def close(self) -> None:
+        """See the stub."""
+        if not self._running or os.getpid() != self._pid:
+            return
+        self._running = False
+        if self._threaded:
+            with self._condition:
+                self._condition.notify()
+            self._thread.join()
+        self._checkpoint(idle=True)
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "wake_fd") and os.getpid() == self._pid:
+            self.close()
+            os.close(self._wake)
+            os.close(self.wake_fd)
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError("the writer does not survive a fork; open it in this process")
+        if not self._running and not self._done:
+            raise RuntimeError("the writer is closed")
+
+    def _main(self) -> None:
+        while True:
+            with self._condition:
+                while not self._queue and self._running:
+                    quiet = _IDLE_S if self._wal_pages != self._checkpointed else None
+                    if not self._condition.wait(quiet):
+                        break
+                if not self._queue and not self._running:
+                    return
+            batch = self._take()
+            if not batch:
+                self._checkpoint(idle=True)
+                continue
+            self._done.extend(self._run_batch(batch))
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake, b"\1")
+            self._checkpoint(idle=False)
+
+    def _take(self) -> list[Any]:
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]
+        self._batches_run += bool(batch)
+        self._operations_run += len(batch)
+        return batch
+
+    def _run_batch(self, batch: list[Any]) -> list[Any]:
+        def all_failed(error: Exception) -> list[Any]:
+            return [
+                (ticket, "storage_failed", str(error), [()] * len(parts), [])
+                for ticket, parts in batch
+            ]
+
+        try:
+            if self._connection is None:
+                self._open()
+            execute = self._execute
+            execute("BEGIN IMMEDIATE")
+            try:
+                answers = self._run_all(batch, careful=False)
+            except _RunAgain:
+                execute("ROLLBACK")
+                execute("BEGIN IMMEDIATE")
+                answers = self._run_all(batch, careful=True)
+            execute("UPDATE writer SET batches = batches + 1")
+        except (apsw.Error, RuntimeError) as error:
+            if self._connection is not None and self._connection.in_transaction:
+                self._execute("ROLLBACK")
+            return all_failed(error)
+        began = time.monotonic_ns()
+        try:
+            if self._fail_commit is not False:
+                execute("COMMIT")
+            if self._fail_commit is not None:
+                self._fail_commit = None
+                raise apsw.IOError("a test asked for this failure")
+            self._batches += 1
+        except apsw.Error as error:
+            # Nobody knows what reached the disk: only the reopened file can tell.
+            expected = self._batches + 1
+            assert self._connection is not None
+            with contextlib.suppress(apsw.Error):
+                self._connection.close(True)
+            self._connection = None
+            try:
+                self._open()
+            except RuntimeError as reopening:
+                return all_failed(reopening)
+            if self._batches != expected:
+                return all_failed(error)
+        self._flush_ns = time.monotonic_ns() - began
+        self._flush_ns_sum += self._flush_ns
+        return [answers[ticket] for ticket, _ in batch]
+
+    def _run_all(self, batch: list[Any], *, careful: bool) -> dict[int, Any]:
+        answers = {}
+        for late in (False, True):
+            for ticket, parts in batch:
+                if any(self._programs[index][4] for index, _ in parts) is late:
+                    answers[ticket] = self._run_one(ticket, parts, careful)
+        return answers
+
+    def _run_one(self, ticket: int, parts: Any, careful: bool) -> Any:
+        execute = self._execute
+        assert self._connection is not None
+        events: list[Any] = []
+        before = self._connection.total_changes()
+        if careful:
+            execute("SAVEPOINT operation")
+        try:
+            returns = self._run_parts(parts, events)
+        except _Failed as failed:
+            if careful:
+                execute("ROLLBACK TO operation")
+                execute("RELEASE operation")
+            elif self._connection.total_changes() != before:
+                raise _RunAgain from None
+            return (ticket, *failed.answer, [])
+        if careful:
+            execute("RELEASE operation")
+        return (ticket, None, "", returns, events)
+
+    def _run_parts(self, parts: Any, events: list[Any]) -> list[tuple[Any, ...]]:
+        execute, columns = self._execute, self._columns
+        frames = [
+            (self._programs[i], _Registers(zip(self._programs[i][1], v, strict=True)))
+            for i, v in parts
+        ]
+
+        def answer() -> list[tuple[Any, ...]]:
+            return [tuple([r[name] for name in program[3]]) for program, r in frames]
+
+        for (_name, _parameters, steps, _returns, _late), registers in frames:
+            first = len(events)
+            ended = False
+            for mode, code, sql in steps:
+                rows = 0
+                try:
+                    for row in execute(sql, registers):
+                        rows += 1
+                        if mode == _EMIT:
+                            events.append(self._emit(registers, *row))
+                        else:
+                            registers.update(zip(columns[sql], row, strict=True))
+                except apsw.ConstraintError as error:
+                    raise _Failed("constraint", str(error), answer()) from error
+                if mode == _RUN or mode == _EMIT:
+                    continue
+                if (mode == _EXPECT and not rows) or (mode == _REFUSE and rows):
+                    raise _Failed(code or "", "", answer())
+                if mode == _STOP and rows:
+                    ended = True
+                    break
+                if mode == _NEED and not rows:
+                    break
+            if len(events) > first:
+                r = registers
+                execute(self._head_move, (r["event_id"], r["link"], r["now"], r["sid"]))
+            if ended:
+                break
+        return answer()
+
+    def _emit(self, r: _Registers, kind: int, type_: str, payload: Any) -> tuple[Any, ...]:
+        if isinstance(payload, str):
+            payload = payload.encode()
+        digest = hashlib.sha256(r["salt"] + payload).digest()
+        event_id = r["event_id"] = r["event_id"] + 1
+        sid, now, run, task, attempt = r["sid"], r["now"], r["run_id"], r["task_id"], r["attempt"]
+        r["link"] = _chain_link(r["link"], event_id, now, type_, run, task, digest)
+        self._cursor.execute(
+            self._event_insert,
+            (sid, event_id, kind, type_, now, r["tid"], attempt, payload, digest),
+        )
+        return (sid, event_id, kind, type_, now, run, task, attempt, r["trace"], payload)
+
+    def _checkpoint(self, *, idle: bool) -> None:
+        if self._connection is None:
+            return
+        with contextlib.suppress(apsw.Error):
+            if self._wal_pages > self._wal_pages_max:
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+                self._wal_pages = self._checkpointed = 0
+            elif idle and self._wal_pages != self._checkpointed:
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                self._checkpointed = self._wal_pages
+
+
+class _Registers(dict[str, Any]):
+    """A register that nothing has set yet reads as NULL."""
+
+    def __missing__(self, _name: str) -> None:
+        return None

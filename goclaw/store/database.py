@@ -1,0 +1,355 @@
+"""The database of one home: opened, migrated, written through one writer, read on two threads.
+
+Owns the file's name, its pragmas, the reader connections and the futures of operations. Not in
+here: what is written (queries.sql) and what it means (engine). apsw and the writer never run on the
+loop's thread while it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import apsw
+
+from goclaw import _fast
+from goclaw.core import limits
+from goclaw.core.errors import (
+    DatabaseRefused,
+    GoclawError,
+    QueueFull,
+    StorageFailed,
+    error_for_name,
+)
+from goclaw.store import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+__all__ = ["Committed", "Database", "Event", "database_files", "migrations", "open_database"]
+
+NAME: Final = "goclaw.db"
+
+Event = tuple[int, int, int, str, int, "str | None", "str | None", int, "str | None", bytes]
+"""sid, event_id, kind, type, at_ms, run_id, task_id, attempt, trace, payload."""
+
+# Why each: FULL is promise 1; temp tables in memory, since a batch must not wait for a second file;
+# the writer checkpoints by itself, when nobody waits.
+_PRAGMAS: Final = (
+    "PRAGMA synchronous={synchronous}; PRAGMA fullfsync=ON; PRAGMA foreign_keys=ON; "
+    "PRAGMA temp_store=MEMORY; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-16000"
+)
+
+
+class Committed(NamedTuple):
+    """A committed operation: what each of its programs returned, by the names in queries.sql."""
+
+    parts: list[tuple[Any, ...]]
+    events: list[Event]
+
+
+def database_files(home: Path) -> list[Path]:
+    """The files that only the store may open: any other handle on them would drop SQLite's locks."""
+    return [home / NAME, home / f"{NAME}-wal", home / f"{NAME}-shm"]
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """(number, checksum, SQL) of every shipped migration, in order."""
+    found = []
+    folder = resources.files("goclaw.store").joinpath("migrations")
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        match = re.match(r"(\d{4})_\w+\.sql$", file.name)
+        if match:
+            text = file.read_text("utf-8")
+            found.append((int(match[1]), hashlib.sha256(text.encode()).hexdigest(), text))
+    return found
+
+
+def _refuse(path: Path, why: str, what: str) -> DatabaseRefused:
+    return DatabaseRefused(f"{path} {why}; it was not touched.", hint=what)
+
+
+def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
+    """Bring the file to the newest schema, one transaction a step; DatabaseRefused if it cannot be."""
+    existed = path.exists() and path.stat().st_size > 0
+    try:
+        if existed:
+            # Look without writing: a refused file must stay as it is.
+            reader = apsw.Connection(str(path), apsw.SQLITE_OPEN_READONLY)
+            try:
+                tables = {row[0] for row in reader.execute("SELECT name FROM sqlite_schema")}
+                if "migrations" not in tables and tables:
+                    raise _refuse(path, "is no goclaw database", "Move it away or set another home.")
+                ledger = (
+                    list(reader.execute("SELECT number, checksum FROM migrations ORDER BY number"))
+                    if "migrations" in tables
+                    else []
+                )
+            finally:
+                reader.close()
+            if len(ledger) > len(shipped):
+                raise _refuse(
+                    path,
+                    f"has schema {ledger[-1][0]}, newer than this program's {shipped[-1][0]}",
+                    "Install the newer goclaw that wrote it.",
+                )
+            for (number, checksum), (known, expected, _) in zip(ledger, shipped, strict=False):
+                if (number, checksum) != (known, expected):
+                    raise _refuse(
+                        path,
+                        f"was migrated by another migration {number} than this program's",
+                        "Restore a backup, or run the goclaw that wrote it.",
+                    )
+            if len(ledger) == len(shipped):
+                return
+        connection = apsw.Connection(str(path))
+        try:
+            connection.setbusytimeout(limits.BUSY_MS_MAX)
+            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            connection.execute("PRAGMA synchronous=FULL").fetchall()
+            done = 0
+            with connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS migrations "
+                    "(number INTEGER PRIMARY KEY, checksum TEXT NOT NULL)"
+                )
+                done = connection.execute("SELECT count(*) FROM migrations").fetchall()[0][0]
+            for number, checksum, text in shipped[done:]:
+                with connection:
+                    connection.execute(text).fetchall()
+                    connection.execute("INSERT INTO migrations VALUES (?, ?)", (number, checksum))
+        finally:
+            connection.close()
+        path.chmod(0o600)
+    except apsw.Error as error:
+        raise _refuse(
+            path,
+            f"cannot be used ({error})",
+            "Check it with `goclaw doctor`, or restore a backup.",
+        ) from error
+
+
+def open_database(
+    home: Path, *, synchronous: str = "full", threaded: bool = True, schema: Any = None
+) -> Database:
+    """Migrate if needed and open the database of ``home``; DatabaseRefused says why not."""
+    path = home / NAME
+    _migrate(path, schema or migrations())
+    return Database(path, synchronous=synchronous, threaded=threaded)
+
+
+class Database:
+    """Programs in, futures out; queries on reader threads. Belongs to the loop it is started on."""
+
+    def __init__(self, path: Path, *, synchronous: str = "full", threaded: bool = True) -> None:
+        self.path = path
+        self.synchronous = synchronous
+        self._catalogue = catalogue = queries.load()
+        self._index = {name: index for index, name in enumerate(catalogue.programs)}
+        self._arguments = {
+            name: {parameter: place for place, parameter in enumerate(program.parameters)}
+            for name, program in catalogue.programs.items()
+        }
+        try:
+            self._writer = _fast.open_writer(
+                str(path),
+                list(catalogue.programs.values()),
+                catalogue.statements,
+                _PRAGMAS.format(synchronous=synchronous.upper()),
+                batch_max=limits.BATCH_OPERATIONS_MAX,
+                pending_max=limits.PENDING_OPERATIONS_MAX,
+                wal_bytes_max=limits.WAL_BYTES_MAX,
+                threaded=threaded,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise _refuse(path, f"does not open ({error})", "Run `goclaw doctor`.") from error
+        self._threaded = threaded
+        self._waiting: dict[int, tuple[asyncio.Future[Committed], str]] = {}
+        self._on_events: Callable[[list[Event]], None] = lambda events: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._local = threading.local()
+        self._connections: list[apsw.Connection] = []
+        self._readers = ThreadPoolExecutor(limits.READER_THREADS, "goclaw-reader")
+        self.failures = 0
+        """Operations that the disk refused since the start."""
+
+    @property
+    def catalogue(self) -> queries.Catalogue:
+        """Every program and query, as parsed."""
+        return self._catalogue
+
+    def start(self, on_events: Callable[[list[Event]], None]) -> None:
+        """Deliver commits on the running loop from now on; ``on_events`` gets them in commit order,
+        before any future of the same commit is resolved."""
+        self._on_events = on_events
+        self._loop = asyncio.get_running_loop()
+        if self._threaded:
+            self._loop.add_reader(self._writer.wake_fd, self.deliver)
+
+    def bind(self, program: str, /, **arguments: Any) -> tuple[int, tuple[Any, ...]]:
+        """A part of an operation; parameters left out are NULL. KeyError for an unknown one."""
+        places = self._arguments[program]
+        values: list[Any] = [None] * len(places)
+        for name, value in arguments.items():
+            values[places[name]] = value
+        return self._index[program], tuple(values)
+
+    def apply(
+        self, *parts: tuple[int, tuple[Any, ...]], live: bool = False
+    ) -> asyncio.Future[Committed]:
+        """Run the parts as one atomic operation; the future resolves after COMMIT.
+
+        It fails with the GoclawError that the program names, with StorageFailed when the disk said
+        no (nothing was changed), at once with QueueFull when too much waits (``live``: room kept for
+        operations of running attempts). A cancelled future does not take the operation back.
+        """
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[Committed] = self._loop.create_future()
+        ticket = self._writer.submit(parts, live)
+        if ticket == 0:
+            future.set_exception(
+                QueueFull(
+                    "The writer has more pending operations than it may hold.",
+                    hint="Try again in a moment.",
+                    retryAfterMs=1000,
+                )
+            )
+        else:
+            self._waiting[ticket] = (future, "")
+        return future
+
+    def write(
+        self, program: str, /, *, live: bool = False, **arguments: Any
+    ) -> asyncio.Future[Committed]:
+        """``apply`` with a single part."""
+        return self.apply(self.bind(program, **arguments), live=live)
+
+    def returns(self, program: str, values: tuple[Any, ...]) -> dict[str, Any]:
+        """Name what a part returned."""
+        return dict(zip(self._catalogue.programs[program].returns, values, strict=True))
+
+    def deliver(self) -> int:
+        """Resolve what the writer has done; answers how many operations that were."""
+        done = self._writer.drain()
+        events = [event for _, code, _, _, made in done if code is None for event in made]
+        if events:
+            self._on_events(events)
+        for ticket, code, message, returns, made in done:
+            future, _ = self._waiting.pop(ticket)
+            if future.done():
+                continue
+            if code is None:
+                future.set_result(Committed(returns, made))
+            else:
+                future.set_exception(self._error(code, message))
+        return len(done)
+
+    def _error(self, code: str, message: str) -> GoclawError:
+        if code == "storage_failed" or code == "constraint":
+            self.failures += 1
+            return StorageFailed(
+                f"The write did not reach the disk ({message or code}); nothing was changed.",
+                hint="Free the disk or mend it, then send the request again with the same key.",
+            )
+        kind = error_for_name(code)
+        return kind(_SENTENCES.get(code, code.replace("_", " ").capitalize() + "."))
+
+    def step(self) -> bool:
+        """Run one batch on this thread and deliver it (a database without a thread only)."""
+        ran = self._writer.step()
+        self.deliver()
+        return ran
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def _connection(self) -> apsw.Connection:
+        connection: apsw.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = apsw.Connection(
+                str(self.path), apsw.SQLITE_OPEN_READONLY, statementcachesize=128
+            )
+            connection.setbusytimeout(limits.BUSY_MS_MAX)
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+            self._local.connection = connection
+            self._connections.append(connection)
+        return connection
+
+    def fetch(self, query: str, /, **arguments: Any) -> list[tuple[Any, ...]]:
+        """Run a query on the calling thread; for threads that may block, never for the loop."""
+        sql = self._catalogue.queries[query].sql
+        try:
+            return self._connection().execute(sql, arguments).fetchall()
+        except apsw.Error as error:
+            raise StorageFailed(
+                f"The database cannot be read ({error}).", hint="Run `goclaw doctor`."
+            ) from error
+
+    async def read(self, query: str, /, **arguments: Any) -> list[tuple[Any, ...]]:
+        """Run a query on a reader thread: it sees everything committed before the call."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._readers, lambda: self.fetch(query, **arguments)
+        )
+
+    async def in_reader(self, work: Callable[[], Any]) -> Any:
+        """Run ``work`` (which may call ``fetch``) on a reader thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+    # -- state --------------------------------------------------------------------------------------
+
+    def stats(self) -> tuple[int, int, int, int, int, int]:
+        """See the writer's stub."""
+        return self._writer.stats()
+
+    def fail_next_commit(self, *, after: bool) -> None:
+        """For tests: see the writer's stub."""
+        self._writer.fail_next_commit(after)
+
+    def close(self) -> None:
+        """Write what is queued, answer it if the loop still runs, close everything; idempotent."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed() and self._threaded:
+            loop.remove_reader(self._writer.wake_fd)
+        self._writer.close()
+        if loop is not None and loop.is_running():
+            while self._waiting and self.deliver():
+                pass
+        self._waiting.clear()
+        self._readers.shutdown(wait=True)
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+
+
+_SENTENCES: Final = {
+    "lease_lost": "The lease is over: another attempt owns the task, or it has ended.",
+    "illegal_transition": "The state does not allow that.",
+    "idempotency_conflict": "The key was used before with another request.",
+    "queue_full": "The session has as many open tasks as it may.",
+    "already_resolved": "The approval has been answered.",
+    "unknown_id": "No such id.",
+    "session_unknown": "Session not found.",
+    "nondeterminism": "The run asks for another effect than its journal holds.",
+    "effect_unknown": "Nobody knows whether that effect happened before.",
+}
+
+
+def rows(query: str, found: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Rows as dicts, by the column names of the query's first SELECT line list."""
+    names = _columns(query)
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def _columns(query: str) -> list[str]:
+    sql = queries.load().queries[query].sql
+    head = re.match(r"SELECT (.*?)\s+FROM ", sql, re.DOTALL)
+    if head is None:
+        raise ValueError(f"query {query} has no plain column list")
+    return [re.split(r"[.\s]", part.strip())[-1] for part in head[1].split(",")]

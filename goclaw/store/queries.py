@@ -1,0 +1,130 @@
+"""Reads queries.sql: programs for the writer, queries for the readers.
+
+Owns the notation that queries.sql explains at its top. Not in here: SQL.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from importlib import resources
+from typing import Final, NamedTuple
+
+__all__ = ["MODES", "Catalogue", "Program", "Query", "Step", "load", "parse"]
+
+MODES: Final = {"run": 0, "expect": 1, "refuse": 2, "stop": 3, "need": 4, "emit": 5}
+
+
+class Step(NamedTuple):
+    """One statement of a program; ``code`` is the error that expect and refuse answer with."""
+
+    mode: int
+    code: str | None
+    sql: str
+
+
+class Program(NamedTuple):
+    """What the writer runs inside one SAVEPOINT. ``late`` programs run last in their batch."""
+
+    name: str
+    parameters: tuple[str, ...]
+    steps: tuple[Step, ...]
+    returns: tuple[str, ...]
+    late: bool
+
+
+class Query(NamedTuple):
+    """What a reader runs; parameters are bound by name."""
+
+    name: str
+    parameters: tuple[str, ...]
+    sql: str
+
+
+class Catalogue(NamedTuple):
+    """Everything in queries.sql."""
+
+    programs: dict[str, Program]
+    queries: dict[str, Query]
+    statements: dict[str, str]
+
+
+_HEADER = re.compile(r"^-- (fragment|program|query|statement): (\w+) ?(.*)$")
+_USE = re.compile(r"<<(\w+)((?:[^<>]|<(?!<)|>(?!>))*)>>")
+_SEPARATOR = re.compile(r"(?<!\|)\|(?!\|)")
+
+
+def parse(text: str) -> Catalogue:
+    """Parse queries.sql; ValueError names what does not fit the notation."""
+    blocks: list[tuple[str, str, str, list[str]]] = []
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            blocks.append((header[1], header[2], header[3], []))
+        elif blocks:
+            blocks[-1][3].append(line)
+    fragments = {
+        name: (tuple(arguments.split()), "\n".join(lines))
+        for kind, name, arguments, lines in blocks
+        if kind == "fragment"
+    }
+    catalogue = Catalogue({}, {}, {})
+    for kind, name, arguments, lines in blocks:
+        if name in catalogue.programs or name in catalogue.queries:
+            raise ValueError(f"queries.sql names {name} twice")
+        parameters = tuple(arguments.split())
+        if kind == "program":
+            body = _expand("\n".join(lines), fragments)
+            catalogue.programs[name] = _program(name, parameters, body)
+        elif kind != "fragment":
+            sql = "\n".join(line for line in lines if not line.startswith("--")).strip()
+            if kind == "query":
+                catalogue.queries[name] = Query(name, parameters, sql)
+            else:
+                catalogue.statements[name] = sql
+    return catalogue
+
+
+def _expand(text: str, fragments: dict[str, tuple[tuple[str, ...], str]]) -> str:
+    def replace(match: re.Match[str]) -> str:
+        names, body = fragments[match[1]]
+        values = [part.strip() for part in _SEPARATOR.split(match[2])] if names else []
+        if len(values) != len(names):
+            raise ValueError(f"fragment {match[1]} takes {len(names)} arguments: {match[0]}")
+        for name, value in zip(names, values, strict=True):
+            body = body.replace(f"<<{name}>>", value)
+        return _expand(body, fragments)
+
+    return _USE.sub(replace, text)
+
+
+def _program(name: str, parameters: tuple[str, ...], body: str) -> Program:
+    returns: tuple[str, ...] = ()
+    late = False
+    steps: list[tuple[int, str | None, list[str]]] = []
+    for line in body.splitlines():
+        if line.startswith("-- returns:"):
+            returns = tuple(line.removeprefix("-- returns:").split())
+        elif line == "-- late":
+            late = True
+        elif line.startswith("-- step:"):
+            mode, *code = line.removeprefix("-- step:").split()
+            steps.append((MODES[mode], code[0] if code else None, []))
+        elif not line.startswith("--") and line.strip():
+            if not steps:
+                raise ValueError(f"program {name}: SQL before the first step")
+            steps[-1][2].append(line)
+    return Program(
+        name,
+        parameters,
+        tuple(Step(mode, code, "\n".join(lines)) for mode, code, lines in steps),
+        returns,
+        late,
+    )
+
+
+@functools.cache
+def load() -> Catalogue:
+    """The shipped queries.sql, parsed once."""
+    text = resources.files("goclaw.store").joinpath("queries.sql").read_text("utf-8")
+    return parse(text)

@@ -1,0 +1,738 @@
+-- Every statement that changes the database, and every one that reads it while running.
+--
+-- A program is what the writer runs for one operation; its steps share registers, named like the
+-- parameters and the columns of earlier rows. How a step's line reads:
+--   step: run            run it; the columns of its last row become registers
+--   step: expect CODE    at least one row, else the operation fails with CODE and nothing changed
+--   step: refuse CODE    a row means: the operation fails with CODE and nothing changed
+--   step: stop           a row means: done, nothing more to do (also for the parts that follow)
+--   step: need           no row means: this program is done (the parts that follow still run)
+--   step: emit           each row (kind, type, payload) becomes the session's next event. The writer
+--                        gives it event_id + 1, its digest and the chain's next link, inserts it and,
+--                        when the program ends, moves the session's head. Registers it needs: sid,
+--                        event_id (the head so far), salt, link, now, tid, run_id, task_id, attempt,
+--                        trace. After COMMIT the events go to the hub.
+-- "late" programs run after all others of their batch. A fragment is text, expanded when this file
+-- is read: <<name argument | argument>>. A query runs on the readers and changes nothing.
+-- RETURNING and triggers are left out of what every task passes through: each costs an ephemeral
+-- table, together 2x of a cycle (2026-11).
+
+-- statement: event_insert
+INSERT INTO events (sid, event_id, kind, type, at, tid, attempt, payload, digest)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- statement: head_move
+UPDATE sessions SET head = ?, link = ?, updated_at = ? WHERE sid = ?;
+
+-- What every event of a task needs; the condition says which task.
+-- fragment: task condition
+SELECT t.tid, t.sid, t.run_id, t.task_id, t.kind AS task_kind, t.attempt, t.trace, t.state AS was,
+       s.head AS event_id, s.salt, s.link
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid WHERE <<condition>>;
+
+-- fragment: live_task
+<<task t.tid = :tid AND t.lease_token = :token AND t.state = 'RUNNING'>>
+
+-- fragment: event kind type payload
+-- step: emit
+SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload;
+
+-- fragment: event_when condition kind type payload
+-- step: emit
+SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload WHERE <<condition>>;
+
+-- The task that is next in the session's line becomes its head, unless there is one already or the
+-- turn is held. Start-time fair queueing: start = max(V[level], finish of the session's last head).
+-- fragment: promote
+-- step: need
+SELECT t.tid AS p_tid, t.pool AS p_pool, t.rank AS p_rank,
+       max(l.v, ifnull(f.finish, 0)) AS p_start, ifnull(f.finish, 0) > l.v AS p_tie,
+       p.claims AS p_ready_at, l.passed AS p_passed_at,
+       max(l.v, ifnull(f.finish, 0)) + 1048576 / s.weight AS p_finish
+  FROM sessions AS s
+  JOIN tasks AS t ON t.tid = ifnull(
+         iif(s.turn IS NULL,
+             (SELECT q.tid FROM tasks AS q
+               WHERE q.sid = s.sid AND q.state = 'QUEUED' AND q.parallel = 0 ORDER BY q.seq LIMIT 1),
+             (SELECT q.tid FROM tasks AS q WHERE q.tid = s.turn AND q.state = 'QUEUED')),
+         (SELECT q.tid FROM tasks AS q
+           WHERE q.sid = s.sid AND q.state = 'QUEUED' AND q.parallel = 1 ORDER BY q.seq LIMIT 1))
+  JOIN pools AS p ON p.pool = t.pool
+  JOIN levels AS l ON l.pool = t.pool AND l.rank = t.rank
+  LEFT JOIN flows AS f ON f.sid = s.sid AND f.pool = t.pool AND f.rank = t.rank
+ WHERE s.sid = :sid AND NOT EXISTS (SELECT 1 FROM heads AS h WHERE h.sid = :sid);
+-- step: run
+INSERT INTO heads (sid, tid, pool, rank, start, tie, ready_at, passed_at)
+VALUES (:sid, :p_tid, :p_pool, :p_rank, :p_start, :p_tie, :p_ready_at, :p_passed_at);
+-- step: run
+INSERT OR REPLACE INTO flows (sid, pool, rank, finish) VALUES (:sid, :p_pool, :p_rank, :p_finish);
+
+-- Intents of an attempt that is over. Pure and keyed calls may be sent again; of all others nobody
+-- knows whether they happened (E-3).
+-- fragment: orphan_intents
+-- step: run
+UPDATE effects
+   SET state = iif(class IN ('pure', 'keyed'), 'retryable', 'unknown'), updated_at = :now
+ WHERE tid = :tid AND state = 'intent';
+-- step: emit
+SELECT 1 AS kind, 'effect.unknown' AS type,
+       json_object('ordinal', ordinal, 'name', name, 'class', class, 'idempotencyKey', key) AS payload
+  FROM effects
+ WHERE tid = :tid AND state = 'unknown' AND attempt = :attempt AND updated_at = :now
+ ORDER BY ordinal;
+-- step: run
+SELECT count(*) AS unknown_count,
+       count(*) FILTER (WHERE class = 'irreversible') AS irreversible_count
+  FROM effects WHERE tid = :tid AND state = 'unknown';
+
+-- The end of a task's life: the session's turn is free, the next task may come.
+-- fragment: terminal
+-- step: run
+UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn) WHERE sid = :sid;
+<<promote>>
+
+-- program: session_new sid_key hash session_id stream_id salt cwd roots brain interactive now
+-- A session, or the one that was made before with the same key.
+-- returns: sid session_id duplicate
+-- step: run
+SELECT NULL AS dup_sid, NULL AS dup_hash, 0 AS duplicate;
+-- step: run
+SELECT tid AS dup_sid, hash AS dup_hash FROM submissions
+ WHERE :sid_key IS NOT NULL AND sid = 0 AND key = :sid_key;
+-- step: refuse idempotency_conflict
+SELECT 1 WHERE :dup_hash IS NOT NULL AND :dup_hash <> :hash;
+-- step: stop
+SELECT sid, session_id, 1 AS duplicate FROM sessions WHERE :dup_sid IS NOT NULL AND sid = :dup_sid;
+-- step: run
+INSERT INTO sessions (session_id, updated_at, salt, link)
+VALUES (:session_id, :now, :salt, zeroblob(32)) RETURNING sid;
+-- step: run
+INSERT INTO session_info (sid, stream_id, cwd, roots, brain, interactive, created_at)
+VALUES (:sid, :stream_id, :cwd, :roots, :brain, :interactive, :now);
+-- step: run
+INSERT INTO submissions (sid, key, hash, tid, created_at)
+SELECT 0, :sid_key, :hash, :sid, :now WHERE :sid_key IS NOT NULL;
+
+-- program: session_change sid cwd roots title closed_at deleted_at
+-- What is not NULL replaces what was; closed_at 0 opens the session again.
+-- returns: sid
+-- step: expect session_unknown
+UPDATE session_info
+   SET cwd = ifnull(:cwd, cwd), roots = ifnull(:roots, roots), title = ifnull(:title, title),
+       closed_at = nullif(ifnull(:closed_at, closed_at), 0),
+       deleted_at = ifnull(:deleted_at, deleted_at)
+ WHERE sid = :sid RETURNING sid;
+
+-- program: session_event sid task_id kind type payload now
+-- An event that is bound to no lease: the user's words, session info. task_id may be NULL.
+-- returns: event_id
+-- step: expect session_unknown
+SELECT s.head AS event_id, s.salt, s.link, t.tid, t.run_id, t.trace, ifnull(t.attempt, 0) AS attempt
+  FROM sessions AS s LEFT JOIN tasks AS t ON t.task_id = :task_id WHERE s.sid = :sid;
+<<event :kind | :type | :payload>>
+
+-- program: enqueue sid key hash task_id run_id pool kind parallel rank max_attempts on_unknown policy_version trace payload client origin session_limit now
+-- Accept a task: the row, its event, its place in line. The same key again returns the same task.
+-- returns: tid task_id run_id event_id state duplicate
+-- step: run
+SELECT NULL AS dup_tid, NULL AS dup_hash, 0 AS duplicate, 0 AS attempt, 'QUEUED' AS state;
+-- step: run
+SELECT tid AS dup_tid, hash AS dup_hash FROM submissions
+ WHERE :key IS NOT NULL AND sid = :sid AND key = :key;
+-- step: refuse idempotency_conflict
+SELECT run_id FROM tasks WHERE :dup_hash IS NOT NULL AND :dup_hash <> :hash AND tid = :dup_tid;
+-- step: stop
+SELECT tid, task_id, run_id, state, end_event AS event_id, 1 AS duplicate FROM tasks
+ WHERE :dup_tid IS NOT NULL AND tid = :dup_tid;
+-- step: expect session_unknown
+SELECT s.head AS event_id, s.salt, s.link, s.open,
+       (SELECT ifnull(max(tid), 0) + 1 FROM tasks) AS tid
+  FROM sessions AS s WHERE s.sid = :sid;
+-- step: refuse queue_full
+SELECT 1 WHERE :open >= :session_limit;
+-- step: run
+INSERT INTO pools (pool) VALUES (:pool) ON CONFLICT DO NOTHING;
+-- step: run
+INSERT INTO levels (pool, rank) VALUES (:pool, :rank) ON CONFLICT DO NOTHING;
+-- step: run
+INSERT INTO tasks (tid, task_id, run_id, sid, seq, pool, kind, state, parallel, rank, max_attempts,
+                   on_unknown, policy_version, trace, created_at, updated_at)
+VALUES (:tid, :task_id, :run_id, :sid, :tid, :pool, :kind, 'QUEUED', :parallel, :rank,
+        :max_attempts, :on_unknown, :policy_version, :trace, :now, :now);
+-- step: run
+INSERT INTO task_payloads (tid, payload, key, client, origin)
+VALUES (:tid, :payload, :key, :client, :origin);
+-- step: run
+INSERT INTO submissions (sid, key, hash, tid, created_at)
+SELECT :sid, :key, :hash, :tid, :now WHERE :key IS NOT NULL;
+-- step: run
+UPDATE sessions SET open = open + 1 WHERE sid = :sid;
+<<event_when :kind = 'prompt' | 1 | 'run.accepted' | json_object('origin', :origin, 'idempotencyKey', :key)>>
+<<event 1 | 'task.queued' | '{"from":null,"to":"QUEUED","reason":"accepted"}'>>
+<<promote>>
+
+-- fragment: claim_head
+-- step: expect illegal_transition
+SELECT t.task_id, t.run_id, t.kind, t.attempt + 1 AS attempt, t.max_attempts, t.parallel,
+       t.on_unknown, t.trace, t.crashes, y.payload, y.key, y.client, y.origin, s.session_id,
+       s.head AS event_id, s.salt, s.link, s.turn
+  FROM tasks AS t JOIN task_payloads AS y ON y.tid = t.tid JOIN sessions AS s ON s.sid = t.sid
+ WHERE t.tid = :tid AND t.state = 'QUEUED';
+-- step: run
+DELETE FROM heads WHERE sid = :sid;
+-- step: run
+UPDATE tasks
+   SET state = 'RUNNING', attempt = :attempt, crashes = :crashes + 1, lease_owner = :owner,
+       lease_token = :token, lease_until_mono = :lease_until_mono, due_mono = NULL, due_at = NULL,
+       policy_version = :policy_version, updated_at = :now
+ WHERE tid = :tid;
+-- step: run
+UPDATE sessions SET turn = :tid WHERE :parallel = 0 AND :turn IS NULL AND sid = :sid;
+<<event 1 | 'task.claimed' | '{"from":"QUEUED","to":"CLAIMED","reason":"claim"}'>>
+<<event 1 | 'task.running' | '{"from":"CLAIMED","to":"RUNNING","reason":"claim"}'>>
+-- step: run
+UPDATE levels
+   SET v = iif(rank = :rank AND :due = 0, max(v, :start), v), passed = passed + (rank > :rank)
+ WHERE pool = :pool AND rank >= :rank;
+-- step: run
+UPDATE pools SET claims = claims + 1, last_due = :due WHERE pool = :pool;
+<<promote>>
+
+-- program: claim pool owner token lease_until_mono policy_version aging_factor now
+-- The fair pick (Q-8): the most urgent level that is not empty, in virtual-time order, unless a
+-- head below it is due; of due heads the oldest, at most every second claim.
+-- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin
+-- step: need
+SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.last_due
+  FROM heads AS h JOIN pools AS p ON p.pool = h.pool
+ WHERE h.pool = :pool
+ ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
+-- step: run
+SELECT h.sid, h.tid, h.rank, h.start, 1 AS due
+  FROM levels AS l
+  JOIN heads AS h ON h.sid = (SELECT a.sid FROM heads AS a WHERE a.pool = l.pool AND a.rank = l.rank
+                               ORDER BY a.ready_at LIMIT 1)
+ WHERE :last_due = 0 AND l.pool = :pool AND l.rank > :rank
+   AND l.passed - h.passed_at >= :aging_factor * (l.rank - :rank)
+ ORDER BY h.ready_at DESC;
+<<claim_head>>
+
+-- program: claim_session only_sid pool owner token lease_until_mono policy_version now
+-- As claim, but of one session only: the embedded daemon of `goclaw run`.
+-- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin
+-- step: need
+SELECT h.sid, h.tid, h.rank, h.start, 0 AS due FROM heads AS h
+ WHERE h.sid = :only_sid AND h.pool = :pool;
+<<claim_head>>
+
+-- program: heartbeat tid token lease_until_mono
+-- returns: tid
+-- step: expect lease_lost
+SELECT 1 FROM tasks WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
+-- step: run
+UPDATE tasks SET lease_until_mono = max(lease_until_mono, :lease_until_mono)
+ WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
+
+-- program: append tid token kind type payload now
+-- One event of a live attempt.
+-- returns: event_id
+-- step: expect lease_lost
+<<live_task>>
+<<event :kind | :type | :payload>>
+
+-- program: complete tid token hash stop_reason result now
+-- RUNNING to SUCCEEDED. The same token and result again: the same answer.
+-- returns: state event_id
+-- step: run
+SELECT NULL AS sid, 'SUCCEEDED' AS state;
+-- step: run
+<<live_task>>
+-- step: stop
+SELECT state, end_event AS event_id FROM tasks
+ WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
+-- step: expect lease_lost
+SELECT 1 WHERE :sid IS NOT NULL;
+-- step: run
+INSERT OR REPLACE INTO task_results (tid, result) VALUES (:tid, :result);
+<<event 1 | 'task.succeeded' | '{"from":"RUNNING","to":"SUCCEEDED","reason":"finished"}'>>
+<<event_when :task_kind = 'prompt' | 1 | 'run.ended' | json_object('state', 'SUCCEEDED', 'stopReason', :stop_reason)>>
+-- step: run
+UPDATE tasks
+   SET state = 'SUCCEEDED', lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
+       crashes = crashes - 1, ended_token = :token, ended_hash = :hash, stop_reason = :stop_reason,
+       end_event = :event_id, reason = 'finished', updated_at = :now
+ WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
+<<terminal>>
+
+-- program: fail tid token hash code message retryable fingerprint poison due_mono due_at now
+-- RUNNING to RETRY_WAIT while budget is left, to DEAD_LETTER when it is used up or the failure is
+-- poison, to FAILED when it is not retryable.
+-- returns: state event_id failures
+-- step: run
+SELECT NULL AS sid;
+-- step: run
+<<live_task>>
+-- step: stop
+SELECT state, end_event AS event_id, failures FROM tasks
+ WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
+-- step: expect lease_lost
+SELECT failures + :retryable AS failures,
+       iif(fingerprint IS :fingerprint, repeats + 1, 1) AS repeats,
+       CASE WHEN :retryable = 0 THEN 'FAILED'
+            WHEN failures + 1 >= max_attempts THEN 'DEAD_LETTER'
+            WHEN fingerprint = :fingerprint AND repeats + 1 >= :poison THEN 'DEAD_LETTER'
+            ELSE 'RETRY_WAIT' END AS state,
+       CASE WHEN :retryable = 0 THEN :code
+            WHEN failures + 1 >= max_attempts THEN 'attempts_exhausted'
+            WHEN fingerprint = :fingerprint AND repeats + 1 >= :poison THEN 'poison'
+            ELSE :code END AS reason
+  FROM tasks WHERE :sid IS NOT NULL AND tid = :tid;
+-- step: run
+INSERT OR REPLACE INTO task_results (tid, error)
+VALUES (:tid, json_object('code', :code, 'message', :message));
+<<orphan_intents>>
+<<event 1 | 'task.' || lower(:state) | json_object('from', 'RUNNING', 'to', :state, 'reason', :reason, 'code', :code, 'message', :message, 'failures', :failures, 'dueAt', iif(:state = 'RETRY_WAIT', :due_at, NULL))>>
+<<event_when :task_kind = 'prompt' AND :state <> 'RETRY_WAIT' | 1 | 'run.ended' | json_object('state', :state, 'reason', :reason, 'code', :code, 'message', :message)>>
+-- step: run
+UPDATE tasks
+   SET state = :state, failures = :failures, crashes = crashes - 1, repeats = :repeats,
+       fingerprint = :fingerprint, lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
+       due_mono = iif(:state = 'RETRY_WAIT', :due_mono, NULL),
+       due_at = iif(:state = 'RETRY_WAIT', :due_at, NULL), end_event = :event_id,
+       ended_token = :token, ended_hash = :hash, reason = :reason, updated_at = :now
+ WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
+-- step: need
+SELECT 1 WHERE :state <> 'RETRY_WAIT';
+<<terminal>>
+
+-- program: suspend tid token hash reason due_mono due_at now
+-- RUNNING to SUSPENDED: the lane is free, the session's turn is held, no budget is spent.
+-- returns: state event_id
+-- step: run
+SELECT NULL AS sid, 'SUSPENDED' AS state;
+-- step: run
+<<live_task>>
+-- step: stop
+SELECT state, end_event AS event_id FROM tasks
+ WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
+-- step: expect lease_lost
+SELECT 1 WHERE :sid IS NOT NULL;
+<<event 1 | 'task.suspended' | json_object('from', 'RUNNING', 'to', 'SUSPENDED', 'reason', :reason, 'dueAt', :due_at)>>
+-- step: run
+UPDATE tasks
+   SET state = 'SUSPENDED', lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
+       crashes = crashes - 1, ended_token = :token, ended_hash = :hash, reason = :reason,
+       due_mono = :due_mono, due_at = :due_at, end_event = :event_id, updated_at = :now
+ WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
+
+-- The task goes on: it still holds its session's turn, so it is the head again at once.
+-- fragment: requeue condition reason
+-- step: need
+SELECT 1 FROM tasks WHERE tid = :tid AND (<<condition>>);
+<<event 1 | 'task.requeued' | json_object('from', :was, 'to', 'QUEUED', 'reason', <<reason>>)>>
+-- step: run
+UPDATE tasks
+   SET state = 'QUEUED', due_mono = NULL, due_at = NULL, reason = <<reason>>, updated_at = :now
+ WHERE tid = :tid AND state IN ('RETRY_WAIT', 'SUSPENDED');
+-- step: run
+SELECT 'QUEUED' AS state;
+<<promote>>
+
+-- program: wake tid now_mono reason now
+-- RETRY_WAIT or SUSPENDED to QUEUED: due (now_mono given), or answered (now_mono NULL).
+-- returns: state event_id
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: run
+SELECT :was AS state;
+<<requeue state IN ('RETRY_WAIT', 'SUSPENDED') AND (:now_mono IS NULL OR due_mono <= :now_mono) | :reason>>
+
+-- program: reclaim tid token expired_mono spent crash_budget reason now
+-- late
+-- The attempt is over without its owner's word: the lease ran out (expired_mono), the daemon died or
+-- stops (expired_mono NULL). spent 1 keeps the crash that the claim reserved; 0 gives it back.
+-- returns: state event_id unknown_count
+-- step: expect lease_lost
+<<task t.tid = :tid AND t.lease_token = :token AND t.state = 'RUNNING' AND (:expired_mono IS NULL OR t.lease_until_mono < :expired_mono)>>
+<<orphan_intents>>
+-- step: run
+SELECT CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'DEAD_LETTER'
+            WHEN :irreversible_count > 0 AND on_unknown = 'suspend' THEN 'SUSPENDED'
+            ELSE 'QUEUED' END AS state,
+       CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'crashes_exhausted'
+            WHEN :irreversible_count > 0 AND on_unknown = 'suspend' THEN 'effect_unknown'
+            ELSE :reason END AS end_reason
+  FROM tasks WHERE tid = :tid;
+<<event 1 | iif(:state = 'QUEUED', 'task.requeued', 'task.' || lower(:state)) | json_object('from', 'RUNNING', 'to', :state, 'reason', :end_reason)>>
+<<event_when :task_kind = 'prompt' AND :state = 'DEAD_LETTER' | 1 | 'run.ended' | json_object('state', :state, 'reason', :end_reason)>>
+-- step: run
+UPDATE tasks
+   SET state = :state, crashes = crashes - (:spent = 0), lease_owner = NULL, lease_token = NULL,
+       lease_until_mono = NULL, ended_token = NULL, ended_hash = NULL, end_event = :event_id,
+       reason = :end_reason, updated_at = :now
+ WHERE tid = :tid;
+-- step: run
+UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn)
+ WHERE :state = 'DEAD_LETTER' AND sid = :sid;
+-- step: need
+SELECT 1 WHERE :state <> 'SUSPENDED';
+<<promote>>
+
+-- program: cancel tid reason now
+-- Any state that is not terminal to CANCELED, exactly once. `was` tells the receipt.
+-- returns: was event_id lease_token sid
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: stop
+SELECT end_event AS event_id, NULL AS lease_token FROM tasks
+ WHERE :was IN ('SUCCEEDED', 'FAILED', 'CANCELED', 'DEAD_LETTER') AND tid = :tid;
+-- step: run
+SELECT lease_token FROM tasks WHERE tid = :tid;
+-- step: run
+UPDATE flows SET finish = (SELECT h.start FROM heads AS h WHERE h.sid = :sid)
+ WHERE (sid, pool, rank) = (SELECT h.sid, h.pool, h.rank FROM heads AS h
+                             WHERE h.sid = :sid AND h.tid = :tid);
+-- step: run
+DELETE FROM heads WHERE sid = :sid AND tid = :tid;
+<<orphan_intents>>
+-- step: emit
+SELECT 1 AS kind, 'approval.resolved' AS type,
+       json_object('approvalId', approval_id, 'outcome', 'cancelled', 'by', :reason) AS payload
+  FROM approvals WHERE tid = :tid AND state = 'open' ORDER BY aid;
+-- step: run
+UPDATE approvals SET state = 'cancelled', answered_at = :now, answered_by = :reason
+ WHERE tid = :tid AND state = 'open';
+<<event 1 | 'task.canceled' | json_object('from', :was, 'to', 'CANCELED', 'reason', :reason)>>
+<<event_when :task_kind = 'prompt' | 1 | 'run.ended' | json_object('state', 'CANCELED', 'stopReason', 'cancelled', 'reason', :reason)>>
+-- step: run
+UPDATE tasks
+   SET state = 'CANCELED', stop_reason = 'cancelled', crashes = crashes - (state = 'RUNNING'),
+       lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL, due_mono = NULL,
+       due_at = NULL, ended_token = NULL, ended_hash = NULL, end_event = :event_id,
+       reason = :reason, updated_at = :now
+ WHERE tid = :tid;
+<<terminal>>
+
+-- program: effect_intent tid token ordinal kind name class key hash request call_id now
+-- Journal the intent of a call that is not pure, before it is sent (E-1). A row with state result or
+-- unknown is the journal's answer instead: nothing may be sent.
+-- returns: e_state e_result e_failed e_deduplicated e_key event_id
+-- step: run
+SELECT NULL AS e_state, NULL AS e_hash, NULL AS e_result, 0 AS e_failed, 0 AS e_deduplicated,
+       NULL AS d_state, NULL AS d_hash, :key AS e_key;
+-- step: expect lease_lost
+<<live_task>>
+-- step: run
+SELECT state AS e_state, hash AS e_hash, result AS e_result, failed AS e_failed,
+       deduplicated AS e_deduplicated, key AS e_key
+  FROM effects WHERE tid = :tid AND ordinal = :ordinal;
+-- step: refuse nondeterminism
+SELECT :e_hash AS recorded WHERE :e_hash IS NOT NULL AND :e_hash <> :hash;
+-- step: need
+SELECT 1 WHERE :e_state IS NULL OR :e_state = 'retryable' OR (:e_state = 'unknown' AND :class = 'keyed');
+-- step: run
+SELECT state AS d_state, hash AS d_hash, result AS e_result, failed AS e_failed FROM effects
+ WHERE key = :key AND class <> 'pure' AND :class <> 'pure' AND NOT (tid = :tid AND ordinal = :ordinal)
+ ORDER BY state <> 'result' DESC, tid;
+-- step: refuse idempotency_conflict
+SELECT 1 WHERE :d_hash IS NOT NULL AND :d_hash <> :hash;
+-- step: refuse effect_unknown
+SELECT 1 WHERE :d_state IN ('intent', 'unknown') AND :class <> 'keyed';
+-- step: run
+SELECT iif(:d_state = 'result', 'result', 'intent') AS e_state,
+       :d_state IS 'result' AS e_deduplicated;
+-- step: run
+INSERT INTO effects (tid, ordinal, kind, name, class, state, key, hash, request, result, failed,
+                     deduplicated, call_id, attempt, token, created_at, updated_at)
+VALUES (:tid, :ordinal, :kind, :name, :class, :e_state, :key, :hash, :request,
+        iif(:e_state = 'result', :e_result, NULL), iif(:e_state = 'result', :e_failed, 0),
+        :e_deduplicated, :call_id, :attempt, :token, :now, :now)
+    ON CONFLICT (tid, ordinal) DO UPDATE
+   SET state = excluded.state, result = excluded.result, failed = excluded.failed,
+       deduplicated = excluded.deduplicated, attempt = excluded.attempt, token = excluded.token,
+       updated_at = excluded.updated_at;
+<<event_when :e_state = 'intent' | 1 | 'effect.intent' | json_object('ordinal', :ordinal, 'kind', :kind, 'name', :name, 'class', :class, 'idempotencyKey', :key, 'requestHash', lower(hex(:hash)))>>
+<<event_when :e_state = 'result' | 1 | 'effect.result' | json_object('ordinal', :ordinal, 'name', :name, 'state', 'result', 'failed', json(iif(:e_failed, 'true', 'false')), 'deduplicated', json('true'))>>
+
+-- program: effect_result tid token ordinal state result failed now
+-- Close an intent of this lease: result (final), retryable (nothing was sent or the far side said
+-- so), unknown (dispatch ended without a definite answer).
+-- returns: event_id
+-- step: expect lease_lost
+<<live_task>>
+-- step: expect illegal_transition
+SELECT name, class, key FROM effects
+ WHERE tid = :tid AND ordinal = :ordinal AND token = :token AND state IN ('intent', 'unknown');
+-- step: run
+UPDATE effects SET state = :state, result = :result, failed = :failed, updated_at = :now
+ WHERE tid = :tid AND ordinal = :ordinal;
+<<event 1 | iif(:state = 'unknown', 'effect.unknown', 'effect.result') | json_object('ordinal', :ordinal, 'name', :name, 'class', :class, 'state', :state, 'failed', json(iif(:failed, 'true', 'false')), 'idempotencyKey', :key)>>
+
+-- program: effect_adopt tid token ordinal
+-- An unknown effect of an earlier attempt comes under this lease, so that its probe or its telling
+-- can be recorded.
+-- returns: ordinal
+-- step: expect lease_lost
+SELECT 1 FROM tasks WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
+-- step: expect illegal_transition
+UPDATE effects SET token = :token WHERE tid = :tid AND ordinal = :ordinal AND state = 'unknown'
+RETURNING ordinal;
+
+-- program: effect_record tid token ordinal kind name key hash request result failed call_id now
+-- A pure effect: its result is its record (E-1).
+-- returns: event_id
+-- step: expect lease_lost
+<<live_task>>
+-- step: refuse nondeterminism
+SELECT hash AS recorded FROM effects WHERE tid = :tid AND ordinal = :ordinal AND hash <> :hash;
+-- step: run
+INSERT INTO effects (tid, ordinal, kind, name, class, state, key, hash, request, result, failed,
+                     call_id, attempt, token, created_at, updated_at)
+VALUES (:tid, :ordinal, :kind, :name, 'pure', 'result', :key, :hash, :request, :result, :failed,
+        :call_id, :attempt, :token, :now, :now)
+    ON CONFLICT (tid, ordinal) DO UPDATE
+   SET state = 'result', result = excluded.result, failed = excluded.failed,
+       attempt = excluded.attempt, token = excluded.token, updated_at = excluded.updated_at;
+<<event 1 | 'effect.result' | json_object('ordinal', :ordinal, 'kind', :kind, 'name', :name, 'class', 'pure', 'state', 'result', 'failed', json(iif(:failed, 'true', 'false')))>>
+
+-- program: effect_settle tid ordinal state result by now
+-- An operator's word on an unknown effect: result (it happened), retryable (it did not).
+-- returns: event_id unsettled
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: expect illegal_transition
+UPDATE effects SET state = :state, result = :result, updated_at = :now
+ WHERE tid = :tid AND ordinal = :ordinal AND state = 'unknown' RETURNING name;
+<<event 1 | 'effect.settled' | json_object('ordinal', :ordinal, 'name', :name, 'outcome', :state, 'by', :by)>>
+-- step: run
+SELECT count(*) AS unsettled FROM effects WHERE tid = :tid AND state = 'unknown';
+<<requeue state = 'SUSPENDED' AND reason = 'effect_unknown' AND :unsettled = 0 | 'settled'>>
+
+-- program: approval_open tid token approval_id ordinal digest request expires_at now
+-- Durable before anybody is asked; the suspend follows in the same operation.
+-- returns: event_id
+-- step: expect lease_lost
+<<live_task>>
+-- step: run
+INSERT INTO approvals (approval_id, sid, tid, ordinal, digest, request, state, created_at, expires_at)
+VALUES (:approval_id, :sid, :tid, :ordinal, :digest, :request, 'open', :now, :expires_at);
+<<event 1 | 'approval.opened' | json_object('approvalId', :approval_id, 'ordinal', :ordinal, 'expiresAt', :expires_at, 'request', json(CAST(:request AS TEXT)))>>
+
+-- program: approval_resolve approval_id option_id allowed state by now
+-- The first answer counts; the task goes on when nothing else is asked of it.
+-- returns: event_id sid tid outcome a_state
+-- step: expect unknown_id
+SELECT state AS a_state, option_id AS outcome, tid FROM approvals WHERE approval_id = :approval_id;
+-- step: refuse already_resolved
+SELECT 1 WHERE :a_state <> 'open';
+-- step: run
+<<task t.tid = :tid>>
+-- step: run
+UPDATE approvals
+   SET state = :state, option_id = :option_id, allowed = :allowed, answered_by = :by,
+       answered_at = :now
+ WHERE approval_id = :approval_id;
+-- step: run
+SELECT :option_id AS outcome;
+<<event 1 | 'approval.resolved' | json_object('approvalId', :approval_id, 'outcome', iif(:state = 'expired', 'expired', :option_id), 'allowed', json(iif(:allowed, 'true', 'false')), 'by', :by)>>
+<<requeue state = 'SUSPENDED' AND reason = 'approval' AND NOT EXISTS (SELECT 1 FROM approvals WHERE tid = :tid AND state = 'open') | 'answered'>>
+
+-- program: signal tid name payload now
+-- The first signal of a name wins (E-9); a run that waits for it goes on.
+-- returns: event_id
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: need
+INSERT INTO signals (tid, name, payload, at) VALUES (:tid, :name, :payload, :now)
+    ON CONFLICT DO NOTHING RETURNING tid;
+<<event 1 | 'signal.received' | json_object('name', :name)>>
+<<requeue state = 'SUSPENDED' AND reason = 'signal:' || :name | 'signal'>>
+
+-- program: audit record now
+-- One record of the audit chain; commits with what it allows (A-8).
+-- returns: seq
+-- step: run
+SELECT 0 AS seq, zeroblob(32) AS link;
+-- step: run
+SELECT seq, link FROM audit ORDER BY seq DESC LIMIT 1;
+-- step: run
+INSERT INTO audit (seq, at, record, link)
+VALUES (:seq + 1, :now, :record, chain_link(:link, :seq + 1, :now, 'audit', NULL, NULL, :record));
+
+-- program: policy_put version text now
+-- returns: version
+-- step: run
+INSERT INTO policies (version, text, at) VALUES (:version, :text, :now)
+    ON CONFLICT DO NOTHING RETURNING version;
+
+-- program: artefact_put key digest now
+-- returns: key
+-- step: run
+INSERT INTO artefacts (key, digest, at) VALUES (:key, :digest, :now)
+    ON CONFLICT (key) DO UPDATE SET digest = excluded.digest, at = excluded.at RETURNING key;
+
+-- program: meta_put key value
+-- returns: key
+-- step: run
+INSERT INTO meta (key, value) VALUES (:key, :value)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value RETURNING key;
+
+-- program: rebase_boot boot now now_mono
+-- Another boot: monotonic deadlines on disk mean nothing any more; what waited for a duration is
+-- given its rest by the wall clock, leases are over (Q-6).
+-- returns: boot
+-- step: run
+UPDATE tasks SET due_mono = :now_mono + max(0, due_at - :now) WHERE due_mono IS NOT NULL;
+-- step: run
+UPDATE tasks SET lease_until_mono = 0 WHERE state = 'RUNNING';
+-- step: run
+INSERT INTO meta (key, value) VALUES ('boot', :boot)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+
+-- query: session_by_id session_id
+SELECT s.sid, s.session_id, s.head, s.oldest, s.turn, s.open, s.updated_at, i.stream_id, i.cwd,
+       i.roots, i.brain, i.interactive, i.title, i.created_at, i.closed_at, i.deleted_at
+  FROM sessions AS s JOIN session_info AS i ON i.sid = s.sid WHERE s.session_id = :session_id;
+
+-- query: session_by_sid sid
+SELECT s.sid, s.session_id, s.head, s.oldest, s.turn, s.open, s.updated_at, i.stream_id, i.cwd,
+       i.roots, i.brain, i.interactive, i.title, i.created_at, i.closed_at, i.deleted_at
+  FROM sessions AS s JOIN session_info AS i ON i.sid = s.sid WHERE s.sid = :sid;
+
+-- query: sessions_listed cwd before_at before_sid limit
+SELECT s.sid, s.session_id, s.head, s.oldest, s.turn, s.open, s.updated_at, i.stream_id, i.cwd,
+       i.roots, i.brain, i.interactive, i.title, i.created_at, i.closed_at, i.deleted_at
+  FROM session_info AS i JOIN sessions AS s ON s.sid = i.sid
+ WHERE i.deleted_at IS NULL AND (i.created_at, i.sid) < (:before_at, :before_sid)
+   AND (:cwd IS NULL OR i.cwd = :cwd)
+ ORDER BY i.created_at DESC, i.sid DESC LIMIT :limit;
+
+-- query: sessions_count
+SELECT count(*) FROM session_info WHERE deleted_at IS NULL;
+
+-- query: session_bounds sid
+SELECT head, oldest FROM sessions WHERE sid = :sid;
+
+-- query: events_after sid cursor limit
+SELECT e.event_id, e.kind, e.type, e.at, t.run_id, t.task_id, e.attempt, t.trace, e.payload
+  FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
+ WHERE e.sid = :sid AND e.event_id > :cursor ORDER BY e.event_id LIMIT :limit;
+
+-- query: events_of_kinds_after sid cursor until limit
+SELECT e.event_id, e.kind, e.type, e.at, t.run_id, t.task_id, e.attempt, t.trace, e.payload
+  FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
+ WHERE e.sid = :sid AND e.event_id > :cursor AND e.event_id <= :until AND e.kind <> 1
+ ORDER BY e.event_id LIMIT :limit;
+
+-- query: chain_after sid cursor limit
+SELECT e.event_id, e.at, e.type, t.run_id, t.task_id, e.payload, e.digest
+  FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
+ WHERE e.sid = :sid AND e.event_id > :cursor ORDER BY e.event_id LIMIT :limit;
+
+-- query: chain_of_session sid
+SELECT salt, link, head, oldest FROM sessions WHERE sid = :sid;
+
+-- query: task_by_id task_id
+SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reason, t.attempt,
+       t.failures, t.crashes, t.max_attempts, 9 - t.rank AS priority, t.lease_owner,
+       t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason,
+       t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
+  LEFT JOIN task_results AS r ON r.tid = t.tid WHERE t.task_id = :task_id;
+
+-- query: task_by_tid tid
+SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reason, t.attempt,
+       t.failures, t.crashes, t.max_attempts, 9 - t.rank AS priority, t.lease_owner,
+       t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason,
+       t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
+  LEFT JOIN task_results AS r ON r.tid = t.tid WHERE t.tid = :tid;
+
+-- query: tasks_listed sid before state limit
+SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reason, t.attempt,
+       t.failures, t.crashes, t.max_attempts, 9 - t.rank AS priority, t.lease_owner,
+       t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason,
+       t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
+  LEFT JOIN task_results AS r ON r.tid = t.tid
+ WHERE t.tid < :before AND (:sid IS NULL OR t.sid = :sid) AND (:state IS NULL OR t.state = :state)
+ ORDER BY t.tid DESC LIMIT :limit;
+
+-- query: task_counts
+SELECT state, count(*) FROM tasks GROUP BY state;
+
+-- query: open_tasks_of_session sid
+SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client
+  FROM tasks AS t JOIN task_payloads AS p ON p.tid = t.tid
+ WHERE t.sid = :sid AND t.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED')
+ ORDER BY t.seq;
+
+-- query: live_tasks
+SELECT tid, lease_token, lease_owner, lease_until_mono, pool FROM tasks WHERE state = 'RUNNING';
+
+-- query: expired_leases now_mono limit
+SELECT tid, lease_token FROM tasks WHERE state = 'RUNNING' AND lease_until_mono < :now_mono
+ ORDER BY lease_until_mono LIMIT :limit;
+
+-- query: due_tasks now_mono limit
+SELECT tid FROM tasks WHERE due_mono IS NOT NULL AND due_mono <= :now_mono
+ ORDER BY due_mono LIMIT :limit;
+
+-- query: next_due
+SELECT min(due_mono) FROM tasks WHERE due_mono IS NOT NULL;
+
+-- query: heads_count
+SELECT count(*) FROM heads;
+
+-- query: ready_head pool
+SELECT 1 FROM heads WHERE pool = :pool LIMIT 1;
+
+-- query: effects_of_task tid
+SELECT ordinal, kind, name, class, state, key, hash, request, result, failed, deduplicated, call_id,
+       attempt, token, created_at, updated_at
+  FROM effects WHERE tid = :tid ORDER BY ordinal;
+
+-- query: approvals_listed sid limit
+SELECT a.approval_id, s.session_id, t.task_id, t.run_id, a.ordinal, a.request, a.state, a.option_id,
+       a.allowed, a.answered_by, a.created_at, a.expires_at, a.answered_at, a.sid
+  FROM approvals AS a JOIN sessions AS s ON s.sid = a.sid JOIN tasks AS t ON t.tid = a.tid
+ WHERE a.state = 'open' AND (:sid IS NULL OR a.sid = :sid) ORDER BY a.aid LIMIT :limit;
+
+-- query: approval_by_id approval_id
+SELECT a.approval_id, s.session_id, t.task_id, t.run_id, a.ordinal, a.request, a.state, a.option_id,
+       a.allowed, a.answered_by, a.created_at, a.expires_at, a.answered_at, a.sid
+  FROM approvals AS a JOIN sessions AS s ON s.sid = a.sid JOIN tasks AS t ON t.tid = a.tid
+ WHERE a.approval_id = :approval_id;
+
+-- query: approvals_of_task tid
+SELECT approval_id, ordinal, digest, state, option_id, allowed FROM approvals WHERE tid = :tid
+ ORDER BY aid;
+
+-- query: approvals_due now limit
+SELECT approval_id FROM approvals WHERE state = 'open' AND expires_at <= :now
+ ORDER BY expires_at LIMIT :limit;
+
+-- query: next_expiry
+SELECT min(expires_at) FROM approvals WHERE state = 'open';
+
+-- query: signals_of_task tid
+SELECT name, payload FROM signals WHERE tid = :tid;
+
+-- query: submission sid key
+SELECT t.task_id, t.run_id, t.state FROM submissions AS u JOIN tasks AS t ON t.tid = u.tid
+ WHERE u.sid = :sid AND u.key = :key;
+
+-- query: meta_get key
+SELECT value FROM meta WHERE key = :key;
+
+-- query: artefact_get key
+SELECT digest FROM artefacts WHERE key = :key;
+
+-- query: policy_get version
+SELECT text FROM policies WHERE version = :version;
+
+-- query: audit_after seq limit
+SELECT seq, at, record, link FROM audit WHERE seq > :seq ORDER BY seq LIMIT :limit;
+
+-- query: database_bytes
+SELECT (SELECT page_count FROM pragma_page_count()) * (SELECT page_size FROM pragma_page_size());
