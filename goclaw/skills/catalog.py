@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -143,14 +144,17 @@ def _skill_folders(parent: Path) -> list[Path]:
 
 def _read(path: Path, bytes_max: int) -> bytes:
     try:
+        # no link is followed, and a pipe in its place blocks nobody
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise SkillRefused(f"{path} cannot be read: {error.strerror}.") from None
-    with open(fd, "rb") as file:
-        try:
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise SkillRefused(f"{path} cannot be read: it is no regular file.")
+        with open(fd, "rb", closefd=False) as file:
             data = file.read(bytes_max + 1)
-        except OSError as error:
-            raise SkillRefused(f"{path} cannot be read: {error.strerror}.") from None
+    finally:
+        os.close(fd)
     if len(data) > bytes_max:
         raise SkillRefused(f"{path} is larger than {bytes_max} bytes.")
     return data

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn, Protocol
 
 from goclaw.core import limits
-from goclaw.core.errors import InternalError, SkillCancelled, SkillRefused
+from goclaw.core.errors import InternalError, SkillCancelled, SkillRefused, StorageFailed
 from goclaw.skills import cranelift
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class ModuleCache:
 
         ``renew`` compiles anew: this machine could not load what the cache holds.
         Blocks while a child compiles. Raises SkillRefused when the module is over a cap or no
-        valid WebAssembly, SkillCancelled when ``cancel`` is set meanwhile.
+        valid WebAssembly, SkillCancelled when ``cancel`` is set meanwhile, StorageFailed when the
+        folder cannot be written.
         """
         key = self._key(sha256, module_abi)
         code = None if renew else self._load(key)
@@ -82,7 +83,15 @@ class ModuleCache:
             # another thread may have compiled it while this one waited
             code = None if renew else self._load(key)
             if code is None:
-                code = self._compile(key, read_module(), cancel)
+                module = read_module()
+                _check_caps(module)
+                try:
+                    code = self._compile(key, module, cancel)
+                except OSError as error:
+                    raise StorageFailed(
+                        f"The cache of compiled skills cannot be written: {error}.",
+                        hint=f"{self._folder} may be removed; it is made anew.",
+                    ) from error
             return code
 
     def _key(self, sha256: str, module_abi: str) -> str:
@@ -98,19 +107,24 @@ class ModuleCache:
         if expected is None:
             return None
         try:
-            fd = os.open(self._folder / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = os.open(self._folder / key, flags)
         except OSError:
             return None
-        with open(fd, "rb") as file:
-            code = _read_bounded(file)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            with open(fd, "rb", closefd=False) as file:
+                code = _read_bounded(file)
             if code is None or hashlib.sha256(code).hexdigest() != expected:
                 return None
             with contextlib.suppress(OSError):
                 os.utime(fd)  # the trim goes by the last use
+        finally:
+            os.close(fd)
         return code
 
     def _compile(self, key: str, module: bytes, cancel: threading.Event | None) -> bytes:
-        _check_caps(module)
         self._open_folder()
         handle, path = tempfile.mkstemp(dir=self._folder)
         try:

@@ -16,11 +16,11 @@ import orjson
 
 from goclaw.core import limits as house
 from goclaw.core.errors import (
-    GoclawError,
     InternalError,
     InvalidParams,
     SkillCancelled,
     SkillFailed,
+    SkillFault,
     SkillFuelExhausted,
     SkillMemoryExceeded,
     SkillOutputInvalid,
@@ -306,27 +306,26 @@ def _judge(
     memory_bytes: int,
 ) -> None:
     """Raises what the call ended with, in the order of certainty; returns when it ended well."""
+    # first of all: a read that was cut short may have let the module end in any way
+    if watch.verdict is _CANCELLED:
+        raise SkillCancelled(f"{skill.name} was cancelled.")
+    if watch.verdict is _TIMED_OUT:
+        raise SkillTimedOut(f"{skill.name} ran longer than {bounds.wall_ms} ms.")
     if host.ended is not None:
         raise host.ended
     if host.exit_code is None and trap is not None:
-        raise _fault(skill, watch, bounds, trap, memory_bytes)
+        raise _fault(skill.name, bounds, trap, memory_bytes)
     if host.exit_code:
         raise SkillFailed(_complaint(host), exitCode=host.exit_code)
     if not _is_json(host.output):
         raise SkillOutputInvalid(f"{skill.name} ended well, but its stdout is no JSON.")
 
 
-def _fault(
-    skill: Skill, watch: _Watch, bounds: Limits, trap: Exception, memory_bytes: int
-) -> GoclawError:
+def _fault(name: str, bounds: Limits, trap: Exception, memory_bytes: int) -> SkillFault:
     import wasmtime
 
-    name, text = skill.name, str(trap)
+    text = str(trap)
     code = trap.trap_code if isinstance(trap, wasmtime.Trap) else None
-    if watch.verdict is _CANCELLED:
-        return SkillCancelled(f"{name} was cancelled.")
-    if watch.verdict is _TIMED_OUT:
-        return SkillTimedOut(f"{name} ran longer than {bounds.wall_ms} ms.")
     if code is wasmtime.TrapCode.OUT_OF_FUEL:
         return SkillFuelExhausted(f"{name} used up its {bounds.fuel} units of fuel.")
     if code is wasmtime.TrapCode.STACK_OVERFLOW:
