@@ -85,7 +85,8 @@ class Host:
 
     def memory_bytes(self) -> int:
         """The size of the module's memory now; 0 when it has none."""
-        return len(self._bytes())
+        self._look_at_memory()
+        return len(self._view)
 
     def enter(self, function: Callable[..., int], arguments: tuple[int, ...]) -> int:
         """Runs one imported function and returns its errno."""
@@ -99,6 +100,7 @@ class Host:
                 )
             )
         try:
+            self._look_at_memory()
             return function(self, *arguments)
         except (struct.error, IndexError):
             return _EFAULT
@@ -107,26 +109,26 @@ class Host:
 
     # -- memory --------------------------------------------------------------------------------
 
-    def _bytes(self) -> memoryview:
-        """All of the module's memory. It moves only when it grows, so its length tells."""
+    def _look_at_memory(self) -> None:
+        """Makes the view cover all of the module's memory. It moves only when it grows, and it
+        grows only between two host calls, so its length tells whether to look again.
+        """
         if self._memory is None or self._store is None:
-            return self._view
+            return
         size = self._memory.data_len(self._store)
         if size != len(self._view):
             start = ctypes.addressof(self._memory.data_ptr(self._store).contents)
             array = (ctypes.c_ubyte * size).from_address(start)
             self._view = memoryview(array).cast("B")
-        return self._view
 
     def _slice(self, address: int, size: int) -> memoryview:
-        memory = self._bytes()
         address, size = _u32(address), _u32(size)
-        if address + size > len(memory):
+        if address + size > len(self._view):
             raise IndexError
-        return memory[address : address + size]
+        return self._view[address : address + size]
 
     def _put(self, layout: str, address: int, *values: int) -> None:
-        struct.pack_into(layout, self._bytes(), _u32(address), *values)
+        struct.pack_into(layout, self._view, _u32(address), *values)
 
     def _iovecs(self, address: int, count: int) -> list[memoryview]:
         pairs = self._slice(address, 8 * count)
