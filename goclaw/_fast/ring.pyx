@@ -184,22 +184,32 @@ cdef class Ring:
         self, long long *cursor, Py_ssize_t bytes_max, long mask, bint lines
     ) noexcept:
         """Move the cursor as far as one read goes; the bytes of that read."""
+        # Locals, as the compiler must take every field of self for changed by the stores below.
+        cdef const uint64_t *totals = self.totals
+        cdef const Slot *slots = self.slots
+        cdef uint64_t totals_mask = self.totals_room - 1, slots_mask = self.slots_room - 1
+        cdef long long event_id, end = cursor[0], head = self._head
+        cdef uint64_t before, total
         cdef Py_ssize_t size = 0, frame_bytes
         cdef bint any_frame = False
-        cdef Slot *slot
-        while cursor[0] < self._head:
-            slot = &self.slots[(cursor[0] + 1) & (self.slots_room - 1)]
+        cdef Slot slot
+        if end == head:
+            return 0
+        total = totals[<uint64_t>end & totals_mask]
+        for event_id in range(end + 1, head + 1):
+            before = total
+            total = totals[<uint64_t>event_id & totals_mask]
+            slot = slots[<uint64_t>event_id & slots_mask]
             if mask >> slot.kind & 1:
                 if slot.header_bytes == IN_STORE:
                     break
-                frame_bytes = self.size_of(cursor[0] + 1)
-                if lines:
-                    frame_bytes -= slot.header_bytes
+                frame_bytes = <Py_ssize_t>(total - before) - (slot.header_bytes if lines else 0)
                 if any_frame and frame_bytes > bytes_max - size:
                     break
                 any_frame = True
                 size += frame_bytes
-            cursor[0] += 1
+            end = event_id
+        cursor[0] = end
         return size
 
     cdef void gather(

@@ -21,7 +21,8 @@ class Ring:
         if not 1 << 10 <= capacity_bytes <= 1 << 30:
             raise ValueError("capacity_bytes must be from 1 KiB to 1 GiB")
         self._capacity_bytes = capacity_bytes
-        self._slots: dict[int, tuple[int, bytes | None]] = {}  # None: in the store only
+        # Kind, size of the frame's header, frame; None: in the store only.
+        self._slots: dict[int, tuple[int, int, bytes | None]] = {}
         self._totals: dict[int, int] = {}  # bytes appended up to and with this event
         self._held_bytes = 0
         self._head = 0
@@ -51,17 +52,17 @@ class Ring:
             raise ValueError("event_id must be head + 1")
         if not 0 <= kind <= 2:
             raise ValueError("kind must be 0, 1 or 2")
-        _header_bytes(slot)
+        header_bytes = _header_bytes(slot)
         stored = len(slot) > self._capacity_bytes // 4
         room = self._capacity_bytes - (0 if stored else len(slot))
         while self._held_bytes > room or len(self._slots) >= HISTORY_EVENTS - 1:
-            _, evicted = self._slots.pop(self._head - len(self._slots) + 1)
+            _, _, evicted = self._slots.pop(self._head - len(self._slots) + 1)
             self._held_bytes -= len(evicted or b"")
         if not self._head:
             self._totals[event_id - 1] = 0
         self._totals[event_id] = self._totals[event_id - 1] + len(slot)
         self._totals.pop(event_id - HISTORY_EVENTS, None)
-        self._slots[event_id] = (kind, None if stored else slot)
+        self._slots[event_id] = (kind, header_bytes, None if stored else slot)
         self._held_bytes += 0 if stored else len(slot)
         self._head = event_id
 
@@ -78,22 +79,22 @@ class Ring:
         """
         if not self.covers(cursor):
             return None
-        start, size = cursor, 0
+        slots, after, size = self._slots, cursor, 0
         frames: list[bytes] = []
-        while cursor < self._head:
-            kind, slot = self._slots[cursor + 1]
+        for event_id in range(cursor + 1, self._head + 1):
+            kind, header_bytes, slot = slots[event_id]
             if mask >> kind & 1:
                 if slot is None:
                     break
-                frame = slot[_header_bytes(slot) :] if lines else slot
-                if frames and size + len(frame) > bytes_max:
+                frame = slot[header_bytes:] if lines else slot
+                size += len(frame)
+                if frames and size > bytes_max:
                     break
                 frames.append(frame)
-                size += len(frame)
-            cursor += 1
-        if cursor == start != self._head:
+            after = event_id
+        if after == cursor != self._head:
             return None
-        return b"".join(frames), cursor
+        return b"".join(frames), after
 
     def span(self, cursor: int) -> tuple[int, int]:
         """How many events and bytes (in-store ones too) were appended after ``cursor``.
@@ -116,8 +117,15 @@ class Ring:
 
 def _header_bytes(slot: bytes) -> int:
     """The size of the frame's header, when the slot is that frame and nothing else."""
-    size = {126: 4, 127: 10}.get(slot[1], 2) if len(slot) >= 2 else 0
-    length = slot[1] if size == 2 else int.from_bytes(slot[2:size], "big")
-    if size == 0 or slot[0] != 0x81 or slot[1] > 127 or len(slot) != size + length:
-        raise ValueError("slot must be one unmasked WebSocket text frame")
-    return size
+    if slot[:1] == b"\x81":
+        if slot[1:2] < b"\x7e":
+            header_bytes, length = 2, int.from_bytes(slot[1:2], "big")
+        elif slot[1:2] == b"\x7e":
+            header_bytes, length = 4, int.from_bytes(slot[2:4], "big")
+        elif slot[1:2] == b"\x7f":
+            header_bytes, length = 10, int.from_bytes(slot[2:10], "big")
+        else:
+            header_bytes, length = 2, -1  # masked
+        if len(slot) == header_bytes + length:
+            return header_bytes
+    raise ValueError("slot must be one unmasked WebSocket text frame")
