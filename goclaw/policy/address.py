@@ -22,7 +22,7 @@ __all__ = [
     "canonical_name",
     "canonical_path",
     "canonical_url",
-    "host_text",
+    "host_suffix",
     "network_texts",
     "path_forms",
 ]
@@ -112,9 +112,11 @@ def canonical_url(text: str) -> tuple[str, str | _Address]:
     if found is None:
         raise ValueError("it is no URL")
     scheme, authority, path = found[1].lower(), found[2], found[3]
+    if "@" in authority:
+        raise ValueError("it names a user; credentials come from the secret store")
     parts = _AUTHORITY.fullmatch(authority)
     if parts is None:
-        raise ValueError("a URL's host is a name or an address, without user and password")
+        raise ValueError("its host is no name, no address and no address in brackets")
     host = _host(parts[1])
     port = int(parts[2]) if parts[2] else _PORTS.get(scheme)
     if port is not None and not 0 < port < 65536:
@@ -127,12 +129,7 @@ def canonical_url(text: str) -> tuple[str, str | _Address]:
 
 def address_forms(url: str, host: str | _Address) -> tuple[str, ...]:
     """The canonical URL and the place of its host among names or addresses."""
-    return (url, host_text(host) if isinstance(host, str) else _bits_text(host))
-
-
-def host_text(name: str) -> str:
-    """A host name as a path from the root of the name tree: example.org is under /org/example."""
-    return "/".join([_HOST, *reversed(name.split("."))]) if name else _HOST
+    return (url, _name_text(host) if isinstance(host, str) else _bits_text(host))
 
 
 def host_suffix(text: str) -> str:
@@ -142,7 +139,7 @@ def host_suffix(text: str) -> str:
     host = _host(canonical_name(text))
     if not isinstance(host, str):
         raise ValueError("that is an address: use cidr")
-    return host_text(host)
+    return _name_text(host)
 
 
 def network_texts(text: str) -> tuple[str, ...]:
@@ -157,6 +154,11 @@ def network_texts(text: str) -> tuple[str, ...]:
         _bits_text(subnet.network_address, digits)
         for subnet in network.subnets(new_prefix=digits * 4)
     )
+
+
+def _name_text(name: str) -> str:
+    """A host name as a path from the top of the tree of names, so that a suffix is a tree."""
+    return "/".join([_HOST, *reversed(name.split("."))])
 
 
 def _bits_text(address: _Address, digits: int | None = None) -> str:

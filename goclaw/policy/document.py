@@ -79,7 +79,7 @@ class _Reader:
         """Raises PolicyRefused when there was any problem."""
         if not self.problems:
             return
-        self.problems.sort()
+        self.problems.sort(key=lambda problem: problem[0])
         line, message = self.problems[0]
         more = len(self.problems) - 1
         raise PolicyRefused(
@@ -123,10 +123,11 @@ class _Reader:
 
     def rule(self, path: Path, table: dict[str, Any]) -> pdp.Rule:
         self.keys(path, table, _RULE_KEYS)
-        identity = self.text(path, table, "id")
-        if not _ID.fullmatch(identity):
+        identity = table.get("id")
+        if not isinstance(identity, str) or not _ID.fullmatch(identity):
             at = (*path, "id")
             self.problem(at, "a rule has an id of up to 64 of a-z, 0-9, '.', '_' and '-'")
+            identity = f"rule {path[-1]}"
         if "effect" not in table:
             self.problem(path, "a rule has an effect: allow, ask or deny")
         effect = self.choices((*path, "effect"), table.get("effect", "deny"), Verdict, one=True)
@@ -188,7 +189,7 @@ class _Reader:
         for at, one in self.tables((*path, "resources"), table["resources"]):
             self.keys(at, one, _KINDS)
             kinds = [kind for kind in _KINDS if kind in one]
-            if len(kinds) != 1:
+            if len(kinds) != 1 and len(kinds) == len(one):
                 self.problem(at, f"a resource is one of {', '.join(_KINDS)}")
             patterns += [
                 pdp.ResourcePattern(pdp.ResourceKind(kind), self.text(at, one, kind))

@@ -311,6 +311,8 @@ def _program_form(kind: ResourceKind, text: str) -> ResourceForm:
 
 
 def _path_texts(kind: ResourceKind, text: str, home: str | None) -> list[tuple[int, str]]:
+    if kind in (ResourceKind.HOST, ResourceKind.CIDR):
+        raise ValueError(f"{kind} never matches a path: use path, exact, prefix or glob")
     base, rest = "", text
     for name, marker in (("{root}", address.ROOT), ("{home}", _home_text(home))):
         if text.startswith(name):
@@ -328,9 +330,7 @@ def _path_texts(kind: ResourceKind, text: str, home: str | None) -> list[tuple[i
     whole = base + rest if not base or rest != "/" else base
     if kind is ResourceKind.EXACT:
         return [(native.EXACT, whole)]
-    if kind is ResourceKind.PATH:
-        return [(native.PREFIX, "/") if whole == "/" else (native.TREE, whole)]
-    raise ValueError(f"{kind} never matches a path: use path, exact, prefix or glob")
+    return [(native.PREFIX, "/") if whole == "/" else (native.TREE, whole)]
 
 
 def _home_text(home: str | None) -> str:
@@ -380,7 +380,7 @@ def decide(
         request = _request(subject, action, resource, context)
     except ValueError as error:
         return Decision(
-            decision_id, at_ms, _shown_subject(subject), _shown(action), _shown(resource),
+            decision_id, at_ms, _shown_subject(subject), _shown(action), _shown(_bare(resource)),
             _shown_context(context), Verdict.DENY, MALFORMED, f"malformed request: {error}",
             policy.version, (),
         )  # fmt: skip
@@ -456,6 +456,13 @@ def _canonical_roots(roots: tuple[str, ...]) -> tuple[str, ...]:
 def _shown(text: str) -> str:
     """As much of a malformed text as can be stored and sent."""
     return text[: limits.LABEL_CHARS_MAX].encode(errors="replace").decode()
+
+
+def _bare(resource: str) -> str:
+    """A refused URL without its user, password and query: those must not end up in a record."""
+    if "://" not in resource:
+        return resource
+    return re.split(r"[?#]", re.sub(r"://[^/?#]*@", "://", resource), maxsplit=1)[0]
 
 
 def _shown_label(value: Any) -> Any:

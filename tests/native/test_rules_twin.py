@@ -194,7 +194,12 @@ def test_no_text_makes_a_glob_slow(hostile: bytes) -> None:
 @pytest.mark.parametrize("module", [pure, native], ids=["pure", "native"])
 def test_a_deny_from_afar_wins_over_an_allow_next_to_the_resource(module: Any) -> None:
     base = (0, 0, BOUND, BOUND, b"**")
-    for far in ((pure.PREFIX, b""), (pure.TREE, b"/a"), (pure.GLOB, b"**/x"), (pure.GLOB, b"/a/**")):
+    for far in (
+        (pure.PREFIX, b""),
+        (pure.TREE, b"/a"),
+        (pure.GLOB, b"**/x"),
+        (pure.GLOB, b"/a/**"),
+    ):
         near = (pure.EXACT, b"/a/b/x")
         for deny, allow in ((far, near), (near, far)):
             table = module.Rules([(pure.ALLOW, 0, *base, *allow), (pure.DENY, 1, *base, *deny)])
