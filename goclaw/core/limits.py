@@ -73,6 +73,7 @@ STALL_MS_MAX: Final = 30_000  # no progress while something waits
 ANSWER_BYTES_MAX: Final = 1 * MIB  # direct answers queued on one connection
 WRITE_BYTES_MAX: Final = 64 * KIB  # one write of the pump, and the transport's high-water mark
 CLOSE_MS_MAX: Final = 5_000  # a close handshake on a stuck socket
+FRAME_OVERHEAD_BYTES: Final = 300  # envelope of an event on the wire, to size a page by
 DELTA_MS_MIN: Final = 30  # deltas of a message are coalesced at least this long (B-3)
 DELTA_BYTES_MAX: Final = 4 * KIB  # or this many bytes
 EVENTS_PAGE_MAX: Final = 1_000  # _goclaw/session/events

@@ -291,6 +291,25 @@ class Database:
                 f"The database cannot be read ({error}).", hint="Run `goclaw doctor`."
             ) from error
 
+    def fetch_page(self, sid: int, cursor: int, bytes_max: int) -> list[tuple[Any, ...]]:
+        """Events after ``cursor``, at least one if there is one, within the bounds of one read."""
+        sql = self._catalogue.queries["events_after"].sql
+        rows: list[tuple[Any, ...]] = []
+        size = 0
+        try:
+            for row in self._connection().execute(
+                sql, {"sid": sid, "cursor": cursor, "limit": limits.READ_ROWS_MAX}
+            ):
+                rows.append(row)
+                size += len(row[8]) + limits.FRAME_OVERHEAD_BYTES
+                if size >= bytes_max:
+                    break
+        except apsw.Error as error:
+            raise StorageFailed(
+                f"The database cannot be read ({error}).", hint="Run `goclaw doctor`."
+            ) from error
+        return rows
+
     async def read(self, query: str, /, **arguments: Any) -> list[tuple[Any, ...]]:
         """Run a query on a reader thread: it sees everything committed before the call."""
         loop = asyncio.get_running_loop()

@@ -24,6 +24,13 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
 -- statement: head_move
 UPDATE sessions SET head = ?, link = ?, updated_at = ? WHERE sid = ?;
 
+-- Moved by every batch: after an error at COMMIT it tells whether the batch is in.
+-- statement: batch_count
+UPDATE writer SET batches = batches + 1;
+
+-- statement: batch_read
+SELECT batches FROM writer;
+
 -- What every event of a task needs; the condition says which task.
 -- fragment: task condition
 SELECT t.tid, t.sid, t.run_id, t.task_id, t.kind AS task_kind, t.attempt, t.trace, t.state AS was,

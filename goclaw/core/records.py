@@ -1,0 +1,264 @@
+"""What crosses floors: sessions, tasks, attempts, effects and their outcomes, as frozen values.
+
+Owns the ``Runner`` seam: the queue knows a brain only as something that runs an attempt. Not in
+here: how any of it is stored (store) or carried out (engine, tools, brains).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from goclaw.core.decisions import Decision
+from goclaw.core.states import EffectClass
+
+__all__ = [
+    "Accepted",
+    "Approval",
+    "Attempt",
+    "Call",
+    "CallResult",
+    "Done",
+    "Failed",
+    "Outcome",
+    "Receipt",
+    "Retryable",
+    "RunEnd",
+    "Runner",
+    "Session",
+    "Succeeded",
+    "Suspended",
+    "Task",
+    "Unclear",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A conversation. ``roots`` holds cwd first; ``head`` and ``oldest`` are as of the read."""
+
+    sid: int
+    session_id: str
+    stream_id: str
+    cwd: str
+    roots: tuple[str, ...]
+    brain: str
+    interactive: bool
+    title: str | None
+    head: int
+    oldest: int
+    created_at: int
+    updated_at: int
+    closed: bool
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A claimed task, as its attempt sees it."""
+
+    tid: int
+    sid: int
+    session_id: str
+    task_id: str
+    run_id: str
+    kind: str
+    attempt: int
+    max_attempts: int
+    on_unknown: str
+    trace: str
+    payload: bytes
+    key: str | None
+    client: str | None
+    origin: str
+    policy_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A submission that is on disk; ``duplicate`` when its key was known before."""
+
+    tid: int
+    task_id: str
+    run_id: str
+    session_id: str
+    event_id: int | None
+    state: str
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """How a run ended; ``event_id`` is the turn's last event, the barrier of its answer."""
+
+    run_id: str
+    task_id: str
+    state: str
+    stop_reason: str | None
+    event_id: int
+    code: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The answer to a cancel (Q-11)."""
+
+    outcome: str
+    """stopped, stopping, may_still_be_running or already_finished."""
+    event_id: int | None
+    effects_done: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A durable question to a person (A-7). ``request``: params of session/request_permission."""
+
+    approval_id: str
+    session_id: str
+    sid: int
+    task_id: str
+    run_id: str
+    ordinal: int
+    request: bytes
+    state: str
+    option_id: str | None
+    created_at: int
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One effect that a brain asks for, with everything the journal needs to carry it out once.
+
+    ``request`` is the canonical JSON of the arguments. ``dispatch`` gets the effect's key and the
+    attempt's cancel event. ``announce`` and ``report`` build the ACP updates that commit with the
+    intent and with the result. ``probe`` asks whether an unknown effect happened.
+    """
+
+    kind: str
+    name: str
+    request: bytes
+    effect_class: EffectClass
+    dispatch: Callable[[str, asyncio.Event], Awaitable[Done]]
+    decision: Decision | None = None
+    designated_key: str | None = None
+    title: str = ""
+    announce: Callable[[str], dict[str, Any]] | None = None
+    report: Callable[[str, CallResult], dict[str, Any]] | None = None
+    probe: Callable[[], Awaitable[Done | None | bool]] | None = None
+    """Done: it happened, with this result. False: it did not. None: it cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A definite answer of a tool; ``failed``: the tool says that it failed."""
+
+    output: bytes
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """What the brain is told about a call."""
+
+    ordinal: int
+    call_id: str
+    output: bytes
+    failed: bool
+    status: str
+    """completed, failed, denied, rejected, unknown."""
+    replayed: bool = False
+    """Answered from the journal: nothing ran, nothing was announced again."""
+
+
+class Retryable(Exception):  # noqa: N818 - a signal, not a fault of ours
+    """Nothing was sent, or the far side said to come again: the attempt ends in RETRY_WAIT."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retry_after_ms: int | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+        self.retry_after_ms, self.fingerprint = retry_after_ms, fingerprint
+
+
+class Unclear(Exception):  # noqa: N818 - a signal, not a fault of ours
+    """Dispatch ended without a definite answer (E-3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The attempt reached its end."""
+
+    stop_reason: str = "end_turn"
+    result: bytes = b"null"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt failed; ``retryable`` ones spend ``failures``."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    retry_after_ms: int | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """The attempt ended in SUSPENDED, already on disk: it goes on when it is answered."""
+
+    reason: str
+
+
+Outcome = Succeeded | Failed | Suspended
+
+
+class Attempt(Protocol):
+    """What the engine hands a runner. Every method raises LeaseLost once the attempt is over."""
+
+    task: Task
+    session: Session
+    cancelled: asyncio.Event
+
+    async def emit(self, update: dict[str, Any]) -> int:
+        """Commit one ACP session update; answers its event id."""
+
+    async def think(
+        self,
+        name: str,
+        request: dict[str, Any],
+        answer: Callable[[Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[dict[str, Any]]],
+        *,
+        decision: Decision | None = None,
+    ) -> dict[str, Any]:
+        """One answer of a brain, as a pure effect: recorded, and answered from the record later.
+
+        ``answer`` gets a function that streams updates; its result is recorded with the updates
+        listed under its key ``updates``, which commit together with it.
+        """
+
+    async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
+        """Carry out the calls of one answer, each once (E-1 to E-5)."""
+
+    async def sleep(self, wait_ms: int) -> None:
+        """A durable sleep: the lane is free meanwhile (E-9)."""
+
+    async def wait_signal(self, name: str) -> bytes:
+        """A durable wait for a signal of that name; its payload."""
+
+
+class Runner(Protocol):
+    """Runs attempts: the brain loop, handed to the engine by the daemon."""
+
+    async def run_attempt(self, attempt: Attempt) -> Outcome:
+        """Run to an outcome. CancelledError means: stop, the lease is gone."""

@@ -1,0 +1,82 @@
+"""Durable questions to a person: listed, answered once, expired (A-7).
+
+Owns who may still answer. Not in here: asking (effects opens them), showing (gateway).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from goclaw.core import limits
+from goclaw.core.errors import AlreadyResolved, InvalidParams, UnknownId
+from goclaw.core.records import Approval
+from goclaw.store import rows
+
+if TYPE_CHECKING:
+    from goclaw.core.clock import Clock
+    from goclaw.store import Database
+
+__all__ = ["Approvals"]
+
+
+class Approvals:
+    """The approvals of this home."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database, self._clock = database, clock
+
+    async def listed(self, sid: int | None = None) -> list[Approval]:
+        """Open approvals, oldest first, of one session or of all."""
+        found = await self._database.read("approvals_listed", sid=sid, limit=limits.EVENTS_PAGE_MAX)
+        return [_approval(row) for row in rows("approvals_listed", found)]
+
+    async def get(self, approval_id: str) -> Approval:
+        """One approval in any state; UnknownId."""
+        found = await self._database.read("approval_by_id", approval_id=approval_id)
+        if not found:
+            raise UnknownId(f"There is no approval {approval_id[:80]}.", what="approval", id=approval_id[:80])
+        return _approval(rows("approval_by_id", found)[0])
+
+    async def resolve(self, approval_id: str, option_id: str, by: str) -> str:
+        """Answer it; the outcome. AlreadyResolved carries the answer that came first."""
+        approval = await self.get(approval_id)
+        options = {
+            option["optionId"]: option["kind"]
+            for option in orjson.loads(approval.request)["options"]
+        }
+        if option_id not in options:
+            raise InvalidParams(
+                f"The approval has no option {option_id[:80]!r}.",
+                hint=f"Its options are {', '.join(options)}.",
+            )
+        allowed = options[option_id].startswith("allow")
+        return await self._close(approval_id, "resolved", option_id, allowed=allowed, by=by)
+
+    async def expire(self, approval_id: str) -> str:
+        """Nobody answered in time: a reject with its own reason."""
+        return await self._close(approval_id, "expired", "expired", allowed=False, by="clock")
+
+    async def _close(
+        self, approval_id: str, state: str, option_id: str, *, allowed: bool, by: str
+    ) -> str:
+        try:
+            await self._database.write(
+                "approval_resolve", approval_id=approval_id, option_id=option_id, state=state,
+                allowed=int(allowed), by=by, now=self._clock.wall_ms(),
+            )  # fmt: skip
+        except AlreadyResolved as error:
+            approval = await self.get(approval_id)
+            outcome = approval.option_id or approval.state
+            raise AlreadyResolved(
+                f"Approval {approval_id} has been answered: {outcome}.",
+                approvalId=approval_id,
+                outcome=outcome,
+            ) from error
+        return option_id
+
+
+def _approval(row: dict[str, object]) -> Approval:
+    names = Approval.__dataclass_fields__
+    return Approval(**{name: row[name] for name in names})  # type: ignore[arg-type]

@@ -1,0 +1,181 @@
+"""Committed events on their way to readers: rings for watched sessions, the store for the rest.
+
+Owns the rings, who watches what, and the rule that live and replay are the same bytes. Not in
+here: cursors, which belong to connections. Everything runs on the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from goclaw._fast import ring as rings
+from goclaw.core import limits
+from goclaw.core.faults import faultpoint
+from goclaw.protocol.jsonrpc import event_frame, page_frames
+from goclaw.protocol.messages import EventKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from goclaw.core.clock import Clock
+    from goclaw.store import Database, Event
+
+__all__ = ["Channel", "Hub", "Listener"]
+
+
+class Listener(Protocol):
+    """A reader of one session: an outbox of a connection."""
+
+    def committed(self, sid: int, head: int) -> None:
+        """Events up to ``head`` are on disk: a hint, called once a batch."""
+
+    def lagging(self, sid: int, event_id: int, frame_bytes: int) -> None:
+        """Called for each event while the listener is in ``Channel.stalled``."""
+
+
+@dataclass(slots=True)
+class Channel:
+    """One watched session."""
+
+    sid: int
+    session_id: str
+    head: int
+    ring: rings.Ring
+    listeners: set[Listener] = field(default_factory=set)
+    stalled: set[Listener] = field(default_factory=set)
+    idle_since_ms: int = 0
+
+
+class Hub:
+    """Publishes commits; serves any cursor from ring or store."""
+
+    def __init__(
+        self, database: Database, clock: Clock, *, ring_bytes: int, ring_bytes_total: int
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._ring_bytes = ring_bytes
+        self._ring_bytes_total = ring_bytes_total
+        self._channels: OrderedDict[int, Channel] = OrderedDict()
+        self._observers: list[Callable[[list[Event]], None]] = []
+        self.replayed_cold = 0
+        self.replayed_warm = 0
+
+    def observe(self, observer: Callable[[list[Event]], None]) -> None:
+        """Call ``observer`` with every batch of committed events, in commit order."""
+        self._observers.append(observer)
+
+    def publish(self, events: list[Event]) -> None:
+        """Take a batch of commits: frame once, ring, wake readers, then the observers."""
+        faultpoint("before_publish")
+        touched: dict[int, Channel] = {}
+        for event in events:
+            channel = self._channels.get(event[0])
+            if channel is None:
+                continue
+            sid, event_id, kind, type_, at_ms, run_id, task_id, attempt, trace, payload = event
+            slot = event_frame(
+                session=channel.session_id, kind=EventKind(kind), event_id=event_id,
+                event_type=type_, at_ms=at_ms, run_id=run_id or "", task_id=task_id or "",
+                attempt=attempt, trace=trace or "", payload=payload,
+            )  # fmt: skip
+            if channel.ring.head not in (0, event_id - 1):
+                # The ring was made between this batch's commit and its delivery.
+                if event_id <= channel.ring.head:
+                    continue
+                channel.ring = rings.Ring(self._ring_bytes)
+            channel.ring.append(event_id, kind, slot)
+            channel.head = event_id
+            touched[sid] = channel
+            for listener in tuple(channel.stalled):
+                listener.lagging(sid, event_id, len(slot))
+        for sid, channel in touched.items():
+            for listener in tuple(channel.listeners):
+                listener.committed(sid, channel.head)
+        for observer in self._observers:
+            observer(events)
+
+    def watch(self, sid: int, session_id: str, head: int, listener: Listener) -> Channel:
+        """Register a reader; ``head`` is the session's head as read before the call."""
+        channel = self._channels.get(sid)
+        if channel is None:
+            channel = Channel(sid, session_id, head, rings.Ring(self._ring_bytes))
+            self._channels[sid] = channel
+            self._evict()
+        channel.head = max(channel.head, head)
+        channel.listeners.add(listener)
+        return channel
+
+    def unwatch(self, sid: int, listener: Listener) -> None:
+        """Forget a reader; its session's ring lingers for a reconnect."""
+        channel = self._channels.get(sid)
+        if channel is None:
+            return
+        channel.listeners.discard(listener)
+        channel.stalled.discard(listener)
+        if not channel.listeners:
+            channel.idle_since_ms = self._clock.mono_ms()
+
+    def sweep(self) -> None:
+        """Drop rings that nobody watched for a while; called now and then."""
+        now = self._clock.mono_ms()
+        for sid, channel in list(self._channels.items()):
+            if not channel.listeners and now - channel.idle_since_ms > limits.RING_LINGER_MS:
+                del self._channels[sid]
+
+    def _evict(self) -> None:
+        held = sum(channel.ring.held_bytes for channel in self._channels.values())
+        for channel in list(self._channels.values()):
+            if held + self._ring_bytes <= self._ring_bytes_total:
+                return
+            held -= channel.ring.held_bytes
+            channel.ring.clear()
+
+    def head(self, sid: int) -> int | None:
+        """The head of a watched session as published; None when it is not watched."""
+        channel = self._channels.get(sid)
+        return None if channel is None else channel.head
+
+    async def read(
+        self, channel: Channel, cursor: int, bytes_max: int, mask: int, *, lines: bool
+    ) -> tuple[bytes, int]:
+        """Frames after ``cursor`` and the cursor behind them; (b"", cursor) at the head.
+
+        From the ring where it covers the cursor, else one page of the store. No head is remembered
+        between calls: ring covers cursor + 1, ring; else store; repeat.
+        """
+        warm = self.read_warm(channel, cursor, bytes_max, mask, lines=lines)
+        if warm is not None:
+            return warm
+        database, session_id, sid = self._database, channel.session_id, channel.sid
+
+        def page() -> tuple[bytes, int]:
+            rows = database.fetch_page(sid, cursor, bytes_max)
+            if not rows:
+                return b"", cursor
+            return page_frames(session_id, rows, mask=mask, lines=lines), rows[-1][0]
+
+        self.replayed_cold += 1
+        found: tuple[bytes, int] = await database.in_reader(page)
+        return found
+
+    def read_warm(
+        self, channel: Channel, cursor: int, bytes_max: int, mask: int, *, lines: bool
+    ) -> tuple[bytes, int] | None:
+        """``read`` without waiting: None when only the store can answer."""
+        ring = channel.ring
+        if ring.head == 0 or not ring.covers(cursor):
+            return (b"", cursor) if cursor >= channel.head else None
+        if channel.sid in self._channels:
+            self._channels.move_to_end(channel.sid)
+        self.replayed_warm += 1
+        return ring.read(cursor, bytes_max, mask, lines)
+
+    async def sweeping(self) -> None:
+        """Sweep for ever; a task of the daemon."""
+        while True:
+            await asyncio.sleep(limits.RING_LINGER_MS / 1000)
+            self.sweep()

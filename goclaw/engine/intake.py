@@ -1,0 +1,314 @@
+"""Sessions and submissions: checked, decided on, on disk before they are acknowledged.
+
+Owns what a valid submission is and its idempotency. Not in here: running it (scheduler), the wire
+(gateway).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from goclaw.core import limits
+from goclaw.core.clock import traceparent
+from goclaw.core.errors import (
+    IdempotencyConflict,
+    InvalidParams,
+    QueueFull,
+    SessionUnknown,
+    ShuttingDown,
+    TooLarge,
+)
+from goclaw.core.faults import faultpoint
+from goclaw.core.records import Accepted, Session
+from goclaw.store import rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from goclaw.core.clock import Clock
+    from goclaw.core.config import QueueConfig
+    from goclaw.core.decisions import Decision
+    from goclaw.store import Database
+
+__all__ = ["SYSTEM_SESSION", "Intake"]
+
+SYSTEM_SESSION = "_system"
+_USER_KIND = 2
+
+
+class Intake:
+    """Accepts sessions, prompts and tasks."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        queue: QueueConfig,
+        *,
+        open_tasks: Callable[[], int],
+        policy_version: Callable[[], str],
+    ) -> None:
+        self._database, self._clock, self._queue = database, clock, queue
+        self._open_tasks, self._policy_version = open_tasks, policy_version
+        self.closed = False
+        """True: new work is refused with ShuttingDown."""
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    async def create_session(
+        self,
+        *,
+        cwd: str,
+        roots: Sequence[str],
+        brain: str,
+        interactive: bool,
+        key: str | None = None,
+        session_id: str | None = None,
+    ) -> Session:
+        """A new session, or the one made before with the same key (IdempotencyConflict if it
+        differed)."""
+        self._check_open()
+        check_key(key)
+        if session_id is None:
+            session_id = self._clock.new_id("session")
+        body = orjson.dumps([cwd, list(roots), brain])
+        committed = await self._database.write(
+            "session_new", sid_key=key, hash=hashlib.sha256(body).digest(), session_id=session_id,
+            stream_id=self._clock.new_id("stream"), salt=self._clock.random_bytes(16), cwd=cwd,
+            roots=orjson.dumps(list(roots)).decode(), brain=brain, interactive=int(interactive),
+            now=self._clock.wall_ms(),
+        )  # fmt: skip
+        return await self.session_by_sid(committed.parts[0][0])
+
+    async def system_session(self) -> Session:
+        """The session of daemon-wide events; made by the first start."""
+        try:
+            return await self.session(SYSTEM_SESSION)
+        except SessionUnknown:
+            return await self.create_session(
+                cwd="/", roots=["/"], brain="direct", interactive=False, session_id=SYSTEM_SESSION
+            )
+
+    async def session(self, session_id: str) -> Session:
+        """SessionUnknown unless it exists and is not deleted."""
+        found = await self._database.read("session_by_id", session_id=session_id)
+        session = _session(rows("session_by_id", found)[0]) if found else None
+        if session is None or session.deleted:
+            raise SessionUnknown("Session not found.", sessionId=session_id[:128])
+        return session
+
+    async def session_by_sid(self, sid: int) -> Session:
+        """By its number, deleted ones too."""
+        found = await self._database.read("session_by_sid", sid=sid)
+        return _session(rows("session_by_sid", found)[0])
+
+    async def sessions(
+        self, *, cwd: str | None, cursor: str | None, limit: int
+    ) -> tuple[list[Session], str | None]:
+        """Newest first, and the opaque cursor of the next page; InvalidParams for a bad cursor."""
+        before_at, before_sid = _cursor(cursor)
+        found = await self._database.read(
+            "sessions_listed", cwd=cwd, before_at=before_at, before_sid=before_sid, limit=limit + 1
+        )
+        sessions = [_session(row) for row in rows("sessions_listed", found)]
+        more = len(sessions) > limit
+        page = sessions[:limit]
+        following = f"{page[-1].created_at}.{page[-1].sid}" if more else None
+        return [s for s in page if s.session_id != SYSTEM_SESSION], following
+
+    async def change_session(self, session: Session, **changes: Any) -> None:
+        """cwd, roots, title, closed_at (0 reopens) or deleted_at; what is left out stays."""
+        if "roots" in changes:
+            changes["roots"] = orjson.dumps(list(changes["roots"])).decode()
+        await self._database.write("session_change", sid=session.sid, **changes)
+
+    async def session_update(self, session: Session, update: dict[str, Any]) -> int:
+        """Commit an ACP update that belongs to no attempt; its event id."""
+        return await self.session_event(session, 0, "update", update)
+
+    async def session_event(
+        self, session: Session, kind: int, event_type: str, payload: dict[str, Any]
+    ) -> int:
+        """Commit an event that belongs to no attempt; its event id."""
+        committed = await self._database.write(
+            "session_event", sid=session.sid, kind=kind, type=event_type,
+            payload=orjson.dumps(payload), now=self._clock.wall_ms(),
+        )  # fmt: skip
+        event_id: int = committed.parts[0][0]
+        return event_id
+
+    # -- submissions ------------------------------------------------------------------------------
+
+    async def submit_prompt(
+        self,
+        session: Session,
+        blocks: list[dict[str, Any]],
+        *,
+        key: str | None,
+        client: str | None,
+        origin: str,
+        trace: str | None = None,
+        decision: Decision | None = None,
+    ) -> Accepted:
+        """A prompt becomes a task and the user's words become events, in one transaction."""
+        payload = orjson.dumps({"prompt": blocks})
+        if len(payload) > limits.FRAME_BYTES_MAX:
+            raise _too_large("prompt", limits.FRAME_BYTES_MAX)
+        words = [
+            {"sessionUpdate": "user_message_chunk", "content": part}
+            for block in blocks
+            for part in _portions(block)
+        ]
+        return await self._enqueue(
+            session, "prompt", payload, key=key, client=client, origin=origin, trace=trace,
+            decision=decision, words=words, on_unknown="tell_brain", parallel=False,
+            priority=limits.PRIORITY, max_attempts=self._queue.max_attempts,
+        )  # fmt: skip
+
+    async def submit_tool(
+        self,
+        session: Session,
+        tool: str,
+        arguments: dict[str, Any],
+        *,
+        key: str | None,
+        client: str | None,
+        origin: str,
+        priority: int = limits.PRIORITY,
+        parallel: bool = False,
+        max_attempts: int | None = None,
+        trace: str | None = None,
+        decision: Decision | None = None,
+    ) -> Accepted:
+        """A task that is one call of one tool."""
+        payload = orjson.dumps({"tool": tool, "arguments": arguments})
+        if len(payload) > limits.PAYLOAD_BYTES_MAX:
+            raise _too_large("task payload", limits.PAYLOAD_BYTES_MAX)
+        if not 0 <= priority <= limits.PRIORITY_MAX:
+            raise InvalidParams(f"priority is 0 to {limits.PRIORITY_MAX}, not {priority}.")
+        return await self._enqueue(
+            session, "tool", payload, key=key, client=client, origin=origin, trace=trace,
+            decision=decision, words=[], on_unknown="suspend", parallel=parallel,
+            priority=priority, max_attempts=max_attempts or self._queue.max_attempts,
+        )  # fmt: skip
+
+    async def _enqueue(
+        self,
+        session: Session,
+        kind: str,
+        payload: bytes,
+        *,
+        key: str | None,
+        client: str | None,
+        origin: str,
+        trace: str | None,
+        decision: Decision | None,
+        words: list[dict[str, Any]],
+        on_unknown: str,
+        parallel: bool,
+        priority: int,
+        max_attempts: int,
+    ) -> Accepted:
+        self._check_open()
+        check_key(key)
+        if self._open_tasks() >= self._queue.total_limit:
+            raise _full(self._open_tasks(), self._queue.total_limit)
+        suffix = self._clock.new_id("task").removeprefix("task_")
+        task_id, run_id, now = f"task_{suffix}", f"run_{suffix}", self._clock.wall_ms()
+        bind = self._database.bind
+        parts = [
+            bind(
+                "enqueue", sid=session.sid, key=key, hash=hashlib.sha256(payload).digest(),
+                task_id=task_id, run_id=run_id, pool="", kind=kind, parallel=int(parallel),
+                rank=limits.PRIORITY_MAX - priority, max_attempts=max_attempts,
+                on_unknown=on_unknown, policy_version=self._policy_version(),
+                trace=trace or traceparent(self._clock), payload=payload, client=client,
+                origin=origin, session_limit=self._queue.session_limit, now=now,
+            ),
+            *(
+                bind(
+                    "session_event", sid=session.sid, task_id=task_id, kind=_USER_KIND,
+                    type="update", payload=orjson.dumps(update), now=now,
+                )
+                for update in words
+            ),
+        ]  # fmt: skip
+        if decision is not None:
+            parts.append(bind("audit", record=orjson.dumps(decision.to_json()), now=now))
+        faultpoint("before_submit")
+        try:
+            committed = await self._database.apply(*parts)
+        except QueueFull as error:
+            raise _full(self._queue.session_limit, self._queue.session_limit) from error
+        except IdempotencyConflict as error:
+            raise IdempotencyConflict(
+                "The key was used before in this session with another prompt; nothing ran.",
+                hint="Use a new key for new work.",
+                idempotencyKey=key,
+            ) from error
+        faultpoint("after_submit")
+        tid, task_id, run_id, event_id, state, duplicate = committed.parts[0]
+        if committed.events:
+            event_id = committed.events[-1][1]
+        return Accepted(
+            tid, task_id, run_id, session.session_id, event_id, state, bool(duplicate)
+        )
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ShuttingDown(
+                "The daemon is stopping and takes no new work.",
+                hint="Send it again when the daemon is back.",
+                retryAfterMs=limits.DRAIN_MS_MAX,
+            )
+
+
+def check_key(key: str | None) -> None:
+    """InvalidParams unless the key is absent or 1 to 128 characters."""
+    if key is not None and not 1 <= len(key) <= limits.KEY_CHARS_MAX:
+        raise InvalidParams(f"An idempotency key has 1 to {limits.KEY_CHARS_MAX} characters.")
+
+
+def _portions(block: dict[str, Any]) -> list[dict[str, Any]]:
+    """A long text as several blocks, so that each event stays within its bound."""
+    text = block.get("text")
+    size = limits.EVENT_BYTES_MAX // 8
+    if not isinstance(text, str) or len(text) <= size:
+        return [block]
+    return [{**block, "text": text[at : at + size]} for at in range(0, len(text), size)]
+
+
+def _full(queued: int, limit: int) -> QueueFull:
+    return QueueFull(
+        f"{queued} tasks are open and {limit} may be; nothing was accepted.",
+        hint="Wait for some to end, or raise queue.session_limit in config.toml.",
+        queued=queued,
+        limit=limit,
+        retryAfterMs=1000,
+    )
+
+
+def _too_large(what: str, limit: int) -> TooLarge:
+    return TooLarge(f"A {what} has at most {limit} bytes.", limit=limit, unit="bytes")
+
+
+def _cursor(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1 << 62, 1 << 62
+    at, _, sid = text.partition(".")
+    if not (at.isdecimal() and sid.isdecimal() and len(text) < 40):
+        raise InvalidParams("The cursor was not made by this method.")
+    return int(at), int(sid)
+
+
+def _session(row: dict[str, Any]) -> Session:
+    return Session(
+        sid=row["sid"], session_id=row["session_id"], stream_id=row["stream_id"], cwd=row["cwd"],
+        roots=tuple(orjson.loads(row["roots"])), brain=row["brain"],
+        interactive=bool(row["interactive"]), title=row["title"], head=row["head"],
+        oldest=row["oldest"], created_at=row["created_at"], updated_at=row["updated_at"],
+        closed=row["closed_at"] is not None, deleted=row["deleted_at"] is not None,
+    )  # fmt: skip

@@ -1,0 +1,277 @@
+"""The engine as one object: what gateways and the embedded run talk to.
+
+Owns the wiring of intake, scheduler, hub, approvals and timer, and who waits for which run. Not in
+here: each of those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from goclaw.core import limits
+from goclaw.core.clock import boot_id
+from goclaw.core.errors import UnknownId
+from goclaw.core.records import Receipt, RunEnd
+from goclaw.core.states import TERMINAL, State
+from goclaw.engine.approvals import Approvals
+from goclaw.engine.hub import Hub
+from goclaw.engine.intake import Intake
+from goclaw.engine.recovery import recover
+from goclaw.engine.scheduler import Scheduler
+from goclaw.engine.schedules import Schedules
+from goclaw.store import rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Set
+
+    from goclaw.core.clock import Clock
+    from goclaw.core.config import Config
+    from goclaw.core.records import Runner, Session
+    from goclaw.store import Database, Event
+
+__all__ = ["Engine"]
+
+class Engine:
+    """Queue life for one home. Everything runs on the loop of ``start``."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        config: Config,
+        runner: Runner,
+        *,
+        daemon_boot: str,
+        policy_version: Callable[[], str],
+        only_sids: Set[int] | None = None,
+    ) -> None:
+        self.database, self.clock, self.config = database, clock, config
+        self.hub = Hub(
+            database, clock, ring_bytes=config.events.ring_bytes,
+            ring_bytes_total=config.events.ring_bytes_total,
+        )  # fmt: skip
+        self.approvals = Approvals(database, clock)
+        self.intake = Intake(
+            database, clock, config.queue, open_tasks=self.open_tasks,
+            policy_version=policy_version,
+        )  # fmt: skip
+        self.scheduler = Scheduler(
+            database, clock, config.queue, runner, f"lane:{daemon_boot}",
+            load_session=self._session_of, policy_version=policy_version, only_sids=only_sids,
+        )  # fmt: skip
+        self._schedules = Schedules(database, clock, self.approvals.expire)
+        self._sessions: dict[int, Session] = {}
+        self._counts: Counter[str] = Counter()
+        self._waiting: dict[str, list[asyncio.Future[RunEnd]]] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+        self.recovered: list[dict[str, Any]] = []
+        """What the start found: one entry a task, as in the event ``recovery.report``."""
+
+    async def start(self) -> None:
+        """Recover, then open the lanes; the database must not be in use by anybody else."""
+        self.hub.observe(self._observe)
+        self.hub.observe(self.scheduler.observe)
+        self.hub.observe(self._schedules.observe)
+        self.database.start(self.hub.publish)
+        for state, count in await self.database.read("task_counts"):
+            self._counts[state] = count
+        system = await self.intake.system_session()
+        self.recovered = await recover(
+            self.database, self.clock, self.config.queue, boot=boot_id()
+        )
+        if self.recovered:
+            await self.intake.session_event(
+                system, 1, "recovery.report", {"tasks": self.recovered[: limits.EVENTS_PAGE_MAX]}
+            )
+        self._schedules.start()
+        self.scheduler.start()
+        self._sweeper = asyncio.create_task(self.hub.sweeping(), name="ring-sweeper")
+
+    async def stop(self, drain_ms: int, hurry: asyncio.Event) -> None:
+        """Refuse new work, drain, hand back the rest, stop the timers (R-3)."""
+        self.intake.closed = True
+        await self._schedules.stop()
+        await self.scheduler.stop(drain_ms, hurry)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+
+    # -- what commits tell -----------------------------------------------------------------------
+
+    def _observe(self, events: list[Event]) -> None:
+        for event in events:
+            _, event_id, _, kind, _, run_id, task_id, _, _, payload = event
+            if not kind.startswith(("task.", "run.ended")):
+                continue
+            fields = orjson.loads(payload)
+            if kind == "run.ended":
+                self._ended(run_id or "", task_id or "", event_id, fields)
+                continue
+            if fields["from"] is not None:
+                self._counts[fields["from"]] -= 1
+            self._counts[fields["to"]] += 1
+            if fields["to"] in TERMINAL and run_id in self._waiting:
+                # A task that is no prompt has no run.ended of its own.
+                asyncio.get_running_loop().call_soon(self._resolve_plain, run_id)
+
+    def _ended(self, run_id: str, task_id: str, event_id: int, fields: dict[str, Any]) -> None:
+        end = RunEnd(
+            run_id, task_id, fields["state"], fields.get("stopReason"), event_id,
+            fields.get("code") or fields.get("reason"), fields.get("message"),
+        )  # fmt: skip
+        for future in self._waiting.pop(run_id, []):
+            if not future.done():
+                future.set_result(end)
+
+    def _resolve_plain(self, run_id: str) -> None:
+        if run_id in self._waiting:
+            task = asyncio.ensure_future(self._look(run_id))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _look(self, run_id: str) -> None:
+        end = await self.run_state(run_id)
+        if end is not None:
+            for future in self._waiting.pop(run_id, []):
+                if not future.done():
+                    future.set_result(end)
+
+    # -- runs and tasks ----------------------------------------------------------------------------
+
+    async def task(self, task_id: str) -> dict[str, Any]:
+        """The stored task with all its columns; UnknownId."""
+        found = await self.database.read("task_by_id", task_id=task_id)
+        if not found:
+            raise UnknownId(f"There is no task {task_id[:80]}.", what="task", id=task_id[:80])
+        return rows("task_by_id", found)[0]
+
+    async def tasks(
+        self, *, sid: int | None, before: int | None, state: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """Newest first; ``before`` is the tid of the last one of the page before."""
+        found = await self.database.read(
+            "tasks_listed", sid=sid, before=before or (1 << 62), state=state, limit=limit
+        )
+        return rows("tasks_listed", found)
+
+    async def run_state(self, run_id: str) -> RunEnd | None:
+        """How a run ended, None while it has not; UnknownId."""
+        try:
+            task = await self.task("task_" + run_id.removeprefix("run_"))
+        except UnknownId as error:
+            raise UnknownId(f"There is no run {run_id[:80]}.", what="run", id=run_id[:80]) from error
+        if task["state"] not in TERMINAL:
+            return None
+        failure = orjson.loads(task["error"]) if task["error"] else {}
+        return RunEnd(
+            run_id, task["task_id"], task["state"], task["stop_reason"], task["end_event"] or 0,
+            failure.get("code") or task["reason"], failure.get("message"),
+        )  # fmt: skip
+
+    async def run_ended(self, run_id: str) -> RunEnd:
+        """Wait for a run's end; an ended one answers at once. UnknownId."""
+        future: asyncio.Future[RunEnd] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(run_id, [])
+        waiting.append(future)
+        try:
+            # Registered first: an end that commits during the look is not missed.
+            end = await self.run_state(run_id)
+            return end if end is not None else await future
+        finally:
+            if future in waiting:
+                waiting.remove(future)
+            if not waiting and self._waiting.get(run_id) is waiting:
+                del self._waiting[run_id]
+
+    async def cancel_task(self, task_id: str, reason: str = "cancel") -> Receipt:
+        """Cancel it whatever its state (Q-11); UnknownId. A second call says already_finished."""
+        task = await self.task(task_id)
+        return await self._cancel(task["tid"], reason)
+
+    async def cancel_run(self, run_id: str, reason: str = "cancel") -> Receipt:
+        """Cancel the run's task."""
+        return await self.cancel_task("task_" + run_id.removeprefix("run_"), reason)
+
+    async def _cancel(self, tid: int, reason: str) -> Receipt:
+        committed = await self.database.write(
+            "cancel", live=True, tid=tid, reason=reason, now=self.clock.wall_ms()
+        )
+        was, event_id, _token, _sid = committed.parts[0]
+        effects = await self.database.read("effects_of_task", tid=tid)
+        done = tuple(
+            row["name"] for row in rows("effects_of_task", effects)
+            if row["state"] == "result" and row["kind"] != "brain"
+        )  # fmt: skip
+        if was in TERMINAL:
+            return Receipt("already_finished", event_id, done)
+        attempt = self.scheduler.live.get(tid)
+        if attempt is None:
+            return Receipt("stopped", event_id, done)
+        attempt.stop("canceled")
+        return Receipt("stopping", event_id, done)
+
+    async def cancel_session(
+        self, session: Session, *, client: str | None, reason: str = "session/cancel"
+    ) -> list[Receipt]:
+        """Cancel the running turn and every waiting prompt that ``client`` sent (PROTOCOL 2.5)."""
+        receipts = []
+        found = await self.database.read("open_tasks_of_session", sid=session.sid)
+        for index, (tid, _task, _run, kind, state, owner) in enumerate(found):
+            turn = index == 0 and state != "QUEUED"
+            if kind == "prompt" and (turn or owner == client or client is None):
+                receipts.append(await self._cancel(tid, reason))
+        return receipts
+
+    async def active_turn(self, session: Session) -> tuple[dict[str, Any] | None, int]:
+        """The turn in hand ({runId, state}) and how many prompts wait behind it."""
+        found = await self.database.read("open_tasks_of_session", sid=session.sid)
+        prompts = [(run, state) for _, _, run, kind, state, _ in found if kind == "prompt"]
+        if not prompts:
+            return None, 0
+        run_id, state = prompts[0]
+        shown = {"RUNNING": "running", "SUSPENDED": "requires_action"}.get(state, "queued")
+        return {"runId": run_id, "state": shown}, len(prompts) - 1
+
+    async def signal(self, run_id: str, name: str, payload: bytes) -> int | None:
+        """Give a run a signal; the event id, None when that name had one already (E-9)."""
+        task = await self.task("task_" + run_id.removeprefix("run_"))
+        committed = await self.database.write(
+            "signal", tid=task["tid"], name=name, payload=payload, now=self.clock.wall_ms()
+        )
+        return committed.events[0][1] if committed.events else None
+
+    async def settle(
+        self, task_id: str, ordinal: int, *, happened: bool, result: bytes | None, by: str
+    ) -> None:
+        """An operator's word on an unknown effect (E-3)."""
+        task = await self.task(task_id)
+        await self.database.write(
+            "effect_settle", tid=task["tid"], ordinal=ordinal, by=by,
+            state="result" if happened else "retryable", result=result,
+            now=self.clock.wall_ms(),
+        )  # fmt: skip
+
+    # -- state ---------------------------------------------------------------------------------------
+
+    def open_tasks(self) -> int:
+        """Tasks that are not terminal."""
+        return sum(count for state, count in self._counts.items() if state not in TERMINAL)
+
+    def task_counts(self) -> dict[str, int]:
+        """How many tasks are in each state; a fold of the committed events."""
+        return {str(state): self._counts[state] for state in State}
+
+    async def _session_of(self, sid: int) -> Session:
+        session = self._sessions.get(sid)
+        if session is None:
+            if len(self._sessions) >= limits.CONNECTIONS_MAX:
+                self._sessions.clear()
+            session = self._sessions[sid] = await self.intake.session_by_sid(sid)
+        return session
+
+    def forget_session(self, sid: int) -> None:
+        """A session's roots or brain changed: attempts that begin from now on read it anew."""
+        self._sessions.pop(sid, None)
