@@ -188,8 +188,9 @@ class Sandbox:
                 stdin_fd=stdin_fd,
                 limits=bounds,
                 clock=self._clock,
-                # a deadline of no ticks has passed already: the next loop or call traps
-                interrupt=lambda: store.set_epoch_deadline(0),
+                # one tick is the deadline: the next loop or call traps. A nearer deadline would
+                # not do, running code reads it anew only when the one it knows is over
+                interrupt=engine.engine.increment_epoch,
             )
             store.set_limits(bounds.memory_bytes, bounds.table_elements, 1, 1, 1)
             store.set_fuel(bounds.fuel)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import stat
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import skills_support as support
@@ -21,9 +22,6 @@ from goclaw.core.errors import SkillCancelled, SkillRefused, StorageFailed
 from goclaw.skills import compile as compiling
 from goclaw.skills import cranelift
 from goclaw.skills.compile import ModuleCache, count_functions
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ABI = "wasi-command/1"
 
@@ -258,6 +256,36 @@ def test_the_child_sees_neither_home_nor_token(monkeypatch: pytest.MonkeyPatch) 
     assert "GOCLAW" not in seen
     assert "PYTHON" not in seen
     assert set(compiling._environment()) <= {"LD_LIBRARY_PATH", "MALLOC_ARENA_MAX"}
+
+
+PARENT = """
+import subprocess, sys
+from goclaw.skills import compile as compiling
+child = subprocess.Popen(compiling._command(), stdin=0, stdout=subprocess.DEVNULL)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.req("Q-6")
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_the_child_dies_with_its_parent() -> None:
+    reading, writing = os.pipe()  # the child waits for a module that never comes
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=reading, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    handle = os.pidfd_open(child)
+    capped = str(limits.WASM_ARTEFACT_BYTES_MAX)
+    while capped not in Path(f"/proc/{child}/limits").read_text("ascii"):
+        assert parent.poll() is None
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert select.select([handle], [], [], 20)[0], "the child lives on"
+    for fd in (handle, reading, writing):
+        os.close(fd)
 
 
 def test_counting_functions_reads_headers_only() -> None:

@@ -226,7 +226,9 @@ def test_an_error_of_the_skill_is_no_fault(
 def test_exit_code_0_ends_well_and_what_follows_does_not_count(
     box: Sandbox, tmp_path: Path
 ) -> None:
-    body = f"{support.PUT_TEXT} (call $proc_exit (i32.const 0)) {support.PUT_TEXT} {FOREVER}"
+    # called without a loop or function of its own between, so nothing has trapped yet
+    again = "(drop (call $fd_write (i32.const 1) (i32.const 16) (i32.const 1) (i32.const 24)))"
+    body = f"{support.PUT_TEXT} (call $proc_exit (i32.const 0)) {again} {FOREVER}"
     outcome = box.call(support.skill_from_wat(tmp_path, support.command(body)), b"{}")
     assert outcome.output == b"{}"
     assert outcome.host_calls == 2
