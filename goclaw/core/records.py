@@ -6,13 +6,15 @@ here: how any of it is stored (store) or carried out (engine, tools, brains).
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from goclaw.core.decisions import Decision
-from goclaw.core.states import EffectClass
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from goclaw.core.decisions import Decision
+    from goclaw.core.states import EffectClass
 
 __all__ = [
     "Accepted",
@@ -148,7 +150,7 @@ class Call:
     title: str = ""
     announce: Callable[[str], dict[str, Any]] | None = None
     report: Callable[[str, CallResult], dict[str, Any]] | None = None
-    probe: Callable[[], Awaitable[Done | None | bool]] | None = None
+    probe: Callable[[], Awaitable[Done | bool | None]] | None = None
     """Done: it happened, with this result. False: it did not. None: it cannot be told."""
 
 
@@ -174,7 +176,7 @@ class CallResult:
     """Answered from the journal: nothing ran, nothing was announced again."""
 
 
-class Retryable(Exception):  # noqa: N818 - a signal, not a fault of ours
+class Retryable(Exception):
     """Nothing was sent, or the far side said to come again: the attempt ends in RETRY_WAIT."""
 
     def __init__(
@@ -190,7 +192,7 @@ class Retryable(Exception):  # noqa: N818 - a signal, not a fault of ours
         self.retry_after_ms, self.fingerprint = retry_after_ms, fingerprint
 
 
-class Unclear(Exception):  # noqa: N818 - a signal, not a fault of ours
+class Unclear(Exception):
     """Dispatch ended without a definite answer (E-3)."""
 
 

@@ -36,7 +36,9 @@ class Approvals:
         """One approval in any state; UnknownId."""
         found = await self._database.read("approval_by_id", approval_id=approval_id)
         if not found:
-            raise UnknownId(f"There is no approval {approval_id[:80]}.", what="approval", id=approval_id[:80])
+            raise UnknownId(
+                f"There is no approval {approval_id[:80]}.", what="approval", id=approval_id[:80]
+            )
         return _approval(rows("approval_by_id", found)[0])
 
     async def resolve(self, approval_id: str, option_id: str, by: str) -> str:

@@ -41,10 +41,12 @@ UNKNOWN_TEXT = "outcome unknown: check before repeating"
 _Row = dict[str, Any]
 
 
-class Park(Exception):  # noqa: N818 - ends the attempt, is no fault
+class Park(Exception):
     """The attempt is to be SUSPENDED: ``parts`` commit with the suspension."""
 
-    def __init__(self, reason: str, parts: Sequence[Any] = (), *, due_ms: int | None = None) -> None:
+    def __init__(
+        self, reason: str, parts: Sequence[Any] = (), *, due_ms: int | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason, self.parts, self.due_ms = reason, tuple(parts), due_ms
 
@@ -139,7 +141,7 @@ class Journal:
         record = orjson.dumps(decision.to_json())
         return [self._database.bind("audit", record=record, now=self._clock.wall_ms())]
 
-    # -- a brain's answer ---------------------------------------------------------------------------
+    # -- a brain's answer ----------------------------------------------------------------------
 
     async def think(
         self,
@@ -171,7 +173,7 @@ class Journal:
         faultpoint("after_result")
         return result
 
-    # -- tools --------------------------------------------------------------------------------------
+    # -- tools ---------------------------------------------------------------------------------
 
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
         """Carry out the calls of one answer; ordinals follow their order."""
@@ -216,7 +218,11 @@ class Journal:
                 elif approval["state"] == "open":
                     asked = True
                 elif not approval["allowed"]:
-                    why = "the approval expired" if approval["state"] == "expired" else "a person said no"
+                    why = (
+                        "the approval expired"
+                        if approval["state"] == "expired"
+                        else "a person said no"
+                    )
                     parts += entry.refuse("rejected", why)
         if asked:
             raise Park("approval", parts)
@@ -277,7 +283,7 @@ class Journal:
                 index = entry.intended(committed.parts, index)
         faultpoint("after_intent")
 
-    # -- durable waits -------------------------------------------------------------------------------
+    # -- durable waits -------------------------------------------------------------------------
 
     async def sleep(self, wait_ms: int) -> None:
         """Park until the time has come; the wake is recorded, a crash does not start it anew."""
@@ -314,9 +320,7 @@ class _Entry:
         self.call = call
         self.ordinal = ordinal
         self.digest = request_hash(call.kind, call.name, call.request)
-        self.key = effect_key(
-            journal._task, ordinal, call.name, call.request, call.designated_key
-        )
+        self.key = effect_key(journal._task, ordinal, call.name, call.request, call.designated_key)
         self.call_id = f"{journal._task.task_id}.{ordinal}"
         self.row = journal._recorded(ordinal, self.digest)
         self.result: CallResult | None = None
@@ -358,10 +362,17 @@ class _Entry:
             parts.append(journal._update(call.report(self.call_id, self.result)))
         parts.append(
             journal._bind(
-                "effect_record", ordinal=self.ordinal, kind=call.kind, name=call.name,
-                key=self.key, hash=self.digest, request=call.request, result=output, failed=1,
+                "effect_record",
+                ordinal=self.ordinal,
+                kind=call.kind,
+                name=call.name,
+                key=self.key,
+                hash=self.digest,
+                request=call.request,
+                result=output,
+                failed=1,
                 call_id=self.call_id,
-            )  # fmt: skip
+            )
         )
         return parts
 
@@ -371,10 +382,16 @@ class _Entry:
         parts = journal._audit(call.decision)
         parts.append(
             journal._bind(
-                "effect_intent", ordinal=self.ordinal, kind=call.kind, name=call.name,
-                hash=self.digest, key=self.key, request=call.request, call_id=self.call_id,
+                "effect_intent",
+                ordinal=self.ordinal,
+                kind=call.kind,
+                name=call.name,
+                hash=self.digest,
+                key=self.key,
+                request=call.request,
+                call_id=self.call_id,
                 **{"class": str(call.effect_class)},
-            )  # fmt: skip
+            )
         )
         self._parts_count = len(parts)
         self._intent_at = len(parts) - 1
@@ -431,7 +448,9 @@ class _Entry:
         self.result = self._result(done.output, failed, "failed" if failed else "completed")
         await self._commit_result(done.output, failed=failed, before=before)
 
-    async def _commit_result(self, output: bytes, *, failed: bool, before: Sequence[Any] = ()) -> None:
+    async def _commit_result(
+        self, output: bytes, *, failed: bool, before: Sequence[Any] = ()
+    ) -> None:
         journal, call = self._journal, self.call
         assert self.result is not None
         parts = [

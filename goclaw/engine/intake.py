@@ -253,9 +253,7 @@ class Intake:
         tid, task_id, run_id, event_id, state, duplicate = committed.parts[0]
         if committed.events:
             event_id = committed.events[-1][1]
-        return Accepted(
-            tid, task_id, run_id, session.session_id, event_id, state, bool(duplicate)
-        )
+        return Accepted(tid, task_id, run_id, session.session_id, event_id, state, bool(duplicate))
 
     def _check_open(self) -> None:
         if self.closed:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
+
 class Engine:
     """Queue life for one home. Everything runs on the loop of ``start``."""
 
@@ -72,7 +73,7 @@ class Engine:
         """What the start found: one entry a task, as in the event ``recovery.report``."""
 
     async def start(self) -> None:
-        """Recover, then open the lanes; the database must not be in use by anybody else."""
+        """Deliver commits on this loop and recover; nothing runs before ``open_lanes``."""
         self.hub.observe(self._observe)
         self.hub.observe(self.scheduler.observe)
         self.hub.observe(self._schedules.observe)
@@ -80,13 +81,14 @@ class Engine:
         for state, count in await self.database.read("task_counts"):
             self._counts[state] = count
         system = await self.intake.system_session()
-        self.recovered = await recover(
-            self.database, self.clock, self.config.queue, boot=boot_id()
-        )
+        self.recovered = await recover(self.database, self.clock, self.config.queue, boot=boot_id())
         if self.recovered:
             await self.intake.session_event(
                 system, 1, "recovery.report", {"tasks": self.recovered[: limits.EVENTS_PAGE_MAX]}
             )
+
+    def open_lanes(self) -> None:
+        """Let timers and lanes go; the last step before the daemon is ready."""
         self._schedules.start()
         self.scheduler.start()
         self._sweeper = asyncio.create_task(self.hub.sweeping(), name="ring-sweeper")
@@ -100,7 +102,7 @@ class Engine:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
 
-    # -- what commits tell -----------------------------------------------------------------------
+    # -- what commits tell ---------------------------------------------------------------------
 
     def _observe(self, events: list[Event]) -> None:
         for event in events:
@@ -139,7 +141,7 @@ class Engine:
                 if not future.done():
                     future.set_result(end)
 
-    # -- runs and tasks ----------------------------------------------------------------------------
+    # -- runs and tasks ------------------------------------------------------------------------
 
     async def task(self, task_id: str) -> dict[str, Any]:
         """The stored task with all its columns; UnknownId."""
@@ -162,7 +164,9 @@ class Engine:
         try:
             task = await self.task("task_" + run_id.removeprefix("run_"))
         except UnknownId as error:
-            raise UnknownId(f"There is no run {run_id[:80]}.", what="run", id=run_id[:80]) from error
+            raise UnknownId(
+                f"There is no run {run_id[:80]}.", what="run", id=run_id[:80]
+            ) from error
         if task["state"] not in TERMINAL:
             return None
         failure = orjson.loads(task["error"]) if task["error"] else {}
@@ -254,7 +258,7 @@ class Engine:
             now=self.clock.wall_ms(),
         )  # fmt: skip
 
-    # -- state ---------------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------
 
     def open_tasks(self) -> int:
         """Tasks that are not terminal."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
     from goclaw.core.records import Runner, Session
-    from goclaw.store import Database, Event
+    from goclaw.store import Committed, Database, Event
 
 __all__ = ["Scheduler"]
 
@@ -162,8 +162,8 @@ class Scheduler:
             return None
         self.claims += 1
         (
-            tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown, trace, _,
-            payload, key, client, origin,
+            tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown, trace,
+            _, payload, key, client, origin,
         ) = found  # fmt: skip
         task = Task(
             tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown,  # type: ignore[arg-type]
@@ -172,10 +172,10 @@ class Scheduler:
         session = await self._load_session(task.sid)
         return LiveAttempt(self._database, self._clock, self._queue, task, session, token)
 
-    def _release_unheld(self, done: asyncio.Future[object], token: bytes) -> None:
+    def _release_unheld(self, done: asyncio.Future[Committed], token: bytes) -> None:
         if done.cancelled() or done.exception() is not None:
             return
-        tid = done.result().parts[0][0]  # type: ignore[attr-defined]
+        tid = done.result().parts[0][0]
         if tid is not None:
             released = self._database.write(
                 "reclaim", live=True, tid=tid, token=token, spent=0,
@@ -221,12 +221,13 @@ class Scheduler:
         for future in self._waiting:
             future.cancel()
         lanes = [lane for lane in self._lanes if not lane.done()]
-        if self.live and drain_ms > 0:
+        if self.live and drain_ms > 0 and lanes:
             faultpoint("during_drain")
             await _settled(lanes, drain_ms, hurry)
         for attempt in tuple(self.live.values()):
             attempt.stop("shutdown")
-        await _settled(lanes, limits.CLOSE_MS_MAX, asyncio.Event())
+        if lanes:
+            await _settled(lanes, limits.CLOSE_MS_MAX, asyncio.Event())
         for task in (*self._chores, *self._lanes):
             task.cancel()
         await asyncio.gather(*self._chores, *self._lanes, return_exceptions=True)
@@ -235,12 +236,11 @@ class Scheduler:
 async def _settled(lanes: list[asyncio.Task[None]], wait_ms: int, hurry: asyncio.Event) -> None:
     """Wait until all lanes have ended, the time is up or somebody hurries."""
     hurried = asyncio.ensure_future(hurry.wait())
-    everyone = asyncio.gather(*lanes, return_exceptions=True)
+    everyone = asyncio.ensure_future(asyncio.wait(lanes))
     try:
         await asyncio.wait(
-            {hurried, asyncio.shield(everyone)},
-            timeout=wait_ms / 1000,
-            return_when=asyncio.FIRST_COMPLETED,
+            {hurried, everyone}, timeout=wait_ms / 1000, return_when=asyncio.FIRST_COMPLETED
         )
     finally:
         hurried.cancel()
+        everyone.cancel()

@@ -66,9 +66,7 @@ class Schedules:
     async def _turn(self) -> int:
         """Wake all that is due; milliseconds until the next."""
         now_mono, now = self._clock.mono_ms(), self._clock.wall_ms()
-        due = await self._database.read(
-            "due_tasks", now_mono=now_mono, limit=limits.READ_ROWS_MAX
-        )
+        due = await self._database.read("due_tasks", now_mono=now_mono, limit=limits.READ_ROWS_MAX)
         for (tid,) in due:
             await self._database.write("wake", tid=tid, now_mono=now_mono, reason="due", now=now)
         expired = await self._database.read("approvals_due", now=now, limit=limits.READ_ROWS_MAX)

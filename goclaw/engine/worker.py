@@ -53,7 +53,7 @@ class LiveAttempt:
         self._journal: Journal | None = None
         self._running: asyncio.Task[Outcome] | None = None
 
-    # -- for the runner -------------------------------------------------------------------------
+    # -- for the runner ------------------------------------------------------------------------
 
     async def emit(self, update: dict[str, Any]) -> int:
         """See Attempt."""
@@ -98,7 +98,9 @@ class LiveAttempt:
             effects, approvals, signals = [], [], []
             if self.task.attempt > 1:
                 tid = self.task.tid
-                effects = rows("effects_of_task", await self._database.read("effects_of_task", tid=tid))
+                effects = rows(
+                    "effects_of_task", await self._database.read("effects_of_task", tid=tid)
+                )
                 approvals = rows(
                     "approvals_of_task", await self._database.read("approvals_of_task", tid=tid)
                 )
@@ -109,7 +111,7 @@ class LiveAttempt:
             )  # fmt: skip
         return self._journal
 
-    # -- for the scheduler -----------------------------------------------------------------------
+    # -- for the scheduler ---------------------------------------------------------------------
 
     async def run(self, runner: Runner) -> None:
         """Run to the end, which is on disk when this returns (or the lease is lost)."""

@@ -13,7 +13,6 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import apsw
@@ -31,6 +30,7 @@ from goclaw.store import queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
 __all__ = ["Committed", "Database", "Event", "database_files", "migrations", "open_database"]
 
@@ -55,7 +55,7 @@ class Committed(NamedTuple):
 
 
 def database_files(home: Path) -> list[Path]:
-    """The files that only the store may open: any other handle on them would drop SQLite's locks."""
+    """The files only the store may open: any other handle on them drops SQLite's locks."""
     return [home / NAME, home / f"{NAME}-wal", home / f"{NAME}-shm"]
 
 
@@ -76,7 +76,7 @@ def _refuse(path: Path, why: str, what: str) -> DatabaseRefused:
 
 
 def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
-    """Bring the file to the newest schema, one transaction a step; DatabaseRefused if it cannot be."""
+    """Bring the file to the newest schema, one transaction a step, or raise DatabaseRefused."""
     existed = path.exists() and path.stat().st_size > 0
     try:
         if existed:
@@ -85,7 +85,7 @@ def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
             try:
                 tables = {row[0] for row in reader.execute("SELECT name FROM sqlite_schema")}
                 if "migrations" not in tables and tables:
-                    raise _refuse(path, "is no goclaw database", "Move it away or set another home.")
+                    raise _refuse(path, "is no goclaw database", "Move it away.")
                 ledger = (
                     list(reader.execute("SELECT number, checksum FROM migrations ORDER BY number"))
                     if "migrations" in tables
@@ -113,14 +113,13 @@ def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
             connection.setbusytimeout(limits.BUSY_MS_MAX)
             connection.execute("PRAGMA journal_mode=WAL").fetchall()
             connection.execute("PRAGMA synchronous=FULL").fetchall()
-            done = 0
             with connection:
                 connection.execute(
                     "CREATE TABLE IF NOT EXISTS migrations "
                     "(number INTEGER PRIMARY KEY, checksum TEXT NOT NULL)"
                 )
-                done = connection.execute("SELECT count(*) FROM migrations").fetchall()[0][0]
-            for number, checksum, text in shipped[done:]:
+                done = connection.execute("SELECT number FROM migrations").fetchall()
+            for number, checksum, text in shipped[len(done) :]:
                 with connection:
                     connection.execute(text).fetchall()
                     connection.execute("INSERT INTO migrations VALUES (?, ?)", (number, checksum))
@@ -206,8 +205,8 @@ class Database:
         """Run the parts as one atomic operation; the future resolves after COMMIT.
 
         It fails with the GoclawError that the program names, with StorageFailed when the disk said
-        no (nothing was changed), at once with QueueFull when too much waits (``live``: room kept for
-        operations of running attempts). A cancelled future does not take the operation back.
+        no (nothing was changed), at once with QueueFull when too much waits (``live``: room kept
+        for operations of running attempts). A cancelled future does not take the operation back.
         """
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -263,11 +262,11 @@ class Database:
 
     def step(self) -> bool:
         """Run one batch on this thread and deliver it (a database without a thread only)."""
-        ran = self._writer.step()
+        ran: bool = self._writer.step()
         self.deliver()
         return ran
 
-    # -- reading ----------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------
 
     def _connection(self) -> apsw.Connection:
         connection: apsw.Connection | None = getattr(self._local, "connection", None)
@@ -313,19 +312,18 @@ class Database:
     async def read(self, query: str, /, **arguments: Any) -> list[tuple[Any, ...]]:
         """Run a query on a reader thread: it sees everything committed before the call."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._readers, lambda: self.fetch(query, **arguments)
-        )
+        return await loop.run_in_executor(self._readers, lambda: self.fetch(query, **arguments))
 
     async def in_reader(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` (which may call ``fetch``) on a reader thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
-    # -- state --------------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------
 
     def stats(self) -> tuple[int, int, int, int, int, int]:
         """See the writer's stub."""
-        return self._writer.stats()
+        stats: tuple[int, int, int, int, int, int] = self._writer.stats()
+        return stats
 
     def fail_next_commit(self, *, after: bool) -> None:
         """For tests: see the writer's stub."""
