@@ -1,5 +1,5 @@
 from collections.abc import Iterable
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias, final
 
 __all__ = ["ALLOW", "ASK", "DENY", "EXACT", "GLOB", "NO_RULE", "PREFIX", "TREE", "Rules"]
 
@@ -16,8 +16,9 @@ NO_RULE: Final[int]
 
 _Entry: TypeAlias = tuple[int, int, int, int, int, int, bytes, int, bytes]
 
+@final
 class Rules:
-    def __init__(self, entries: Iterable[_Entry], /) -> None: ...
+    def __new__(cls, entries: Iterable[_Entry], /) -> Self: ...
     def __len__(self) -> int: ...
     def decide(
         self,

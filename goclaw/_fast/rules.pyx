@@ -6,6 +6,7 @@ Owns the hash table over literal directories and the entries, contiguous per buc
 canonical forms, names, and anything that could change after construction.
 """
 
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy
@@ -63,6 +64,7 @@ cdef struct Request:
     int32_t action
 
 
+@cython.final
 cdef class Rules:
     """A compiled policy. Immutable, so any thread may ask; construction is O(n log n)."""
 

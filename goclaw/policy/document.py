@@ -41,7 +41,7 @@ def load(text: str, *, home: str | None = None, name: str = "policy.toml") -> pd
     Raises PolicyRefused for anything that is not exactly the language: the message names the first
     faulty line, ``data["problems"]`` lists all of them as ``{"line", "message"}``. Pure, no I/O.
     """
-    reader = _Reader(name)
+    reader = _Reader(name, home)
     document = reader.parse(text)
     rules = reader.rules(document)
     reader.finish()
@@ -51,8 +51,9 @@ def load(text: str, *, home: str | None = None, name: str = "policy.toml") -> pd
 class _Reader:
     """One reading of one document; collects problems instead of stopping at the first."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, home: str | None) -> None:
         self.name = name
+        self.home = home
         self.lines: dict[Path, int] = {}
         self.problems: list[tuple[int, str]] = []
 
@@ -207,7 +208,7 @@ class _Reader:
         elif forms:
             for place, pattern in enumerate(rule.resources):
                 try:
-                    pdp.resource_texts(pattern, next(iter(forms)))
+                    pdp.resource_texts(pattern, next(iter(forms)), self.home)
                 except ValueError as error:
                     at = (*path, "resources", place, str(pattern.kind))
                     self.problem(at, f"{pattern.kind} {pattern.text!r}: {error}")

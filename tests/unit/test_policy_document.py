@@ -197,6 +197,17 @@ def test_another_version_is_refused(text: str, line: int) -> None:
     assert error.data["line"] == line
 
 
+def test_a_home_that_fits_no_pattern_is_a_fault_of_the_rule_that_names_it() -> None:
+    text = "version = 1\n" + RULE + 'resources = [{ path = "{home}" }, { glob = "{home}/*" }]'
+    assert document.load(text, home="/home/u/.goclaw").rules
+    with pytest.raises(
+        PolicyRefused, match=r"line 6: glob '\{home\}/\*': the home's path holds a star"
+    ):
+        document.load(text, home="/home/*")
+    with pytest.raises(PolicyRefused, match="the path is not absolute"):
+        document.load(text, home="home")
+
+
 def test_all_faults_are_told_at_once_in_the_order_of_the_file() -> None:
     error = refusal('version = 1\nzz = 1\n[[rule]]\nid = "a"\neffect = "no"\nactions = ["x"]\n')
     assert [problem["line"] for problem in error.data["problems"]] == [2, 5, 6]
