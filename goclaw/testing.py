@@ -17,7 +17,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from goclaw.core import limits
-from goclaw.core.errors import GoclawError, InvalidParams
+from goclaw.core.errors import GoclawError, InvalidParams, ListenerFailed
 from goclaw.protocol.jsonrpc import Call, LineSplitter, Peer, Send, method_unknown
 
 if TYPE_CHECKING:
@@ -115,12 +115,22 @@ async def _listen(handler: Callable[[ServerConnection], Any], port: int, bytes_m
         with contextlib.suppress(ConnectionClosed):  # however the peer ends it
             await handler(connection)
 
-    async with serve(
-        until_closed, HOST, port, max_size=bytes_max, compression=None, ping_interval=None
-    ) as server:
+    try:
+        server = await serve(
+            until_closed, HOST, port, max_size=bytes_max, compression=None, ping_interval=None
+        )
+    except OSError as error:
+        raise ListenerFailed(f"Port {port} cannot be opened: {error.strerror}.") from None
+    async with server:
         address = server.sockets[0].getsockname()
         print(f"ready ws://{address[0]}:{address[1]}", flush=True)
         await server.serve_forever()
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 (any) to 65535")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,17 +140,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stub = servers.add_parser("rpc-stub", help="the codec with a stub method table")
     where = stub.add_mutually_exclusive_group(required=True)
     where.add_argument("--stdio", action="store_true", help="one message a line")
-    where.add_argument("--port", type=int, help="WebSocket on loopback; 0 = any")
+    where.add_argument("--port", type=_port, help="WebSocket on loopback; 0 = any")
     echo = servers.add_parser("ws-echo", help="send every message back")
-    echo.add_argument("--port", type=int, required=True, help="WebSocket on loopback; 0 = any")
+    echo.add_argument("--port", type=_port, required=True, help="WebSocket on loopback; 0 = any")
     chosen = parser.parse_args(arguments)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         if chosen.server == "ws-echo":
             asyncio.run(_listen(_serve_echo, chosen.port, ECHO_BYTES_MAX))
         elif chosen.stdio:
             _serve_stdio()
         else:
             asyncio.run(_listen(_serve_rpc, chosen.port, limits.FRAME_BYTES_MAX))
+    except KeyboardInterrupt:
+        pass  # the way to end it
+    except ListenerFailed as error:
+        print(f"goclaw: {error}", file=sys.stderr)
+        return error.exit
     return 0
 
 

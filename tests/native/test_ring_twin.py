@@ -218,7 +218,7 @@ def test_spans_stay_exact_when_the_slots_are_gone(ring: Any) -> None:
 @pytest.mark.req("W-9", "I-5")
 def test_the_history_of_spans_is_bounded_and_outlasts_the_lag_rule() -> None:
     assert native.HISTORY_EVENTS == pure.HISTORY_EVENTS > limits.LAG_EVENTS_MAX + 1
-    rings = (native.Ring(1 << 20), pure.Ring(1 << 20))
+    rings: list[Any] = [native.Ring(1 << 20), pure.Ring(1 << 20)]
     last = 2 * pure.HISTORY_EVENTS + 100
     tiny = frame.text(b"")
     for number in range(7, last + 1):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
+import urllib.parse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from websockets.sync.client import connect
 
 from goclaw.core import errors, limits
 from goclaw.protocol import jsonrpc
@@ -28,6 +31,9 @@ from goclaw.protocol.messages import (
     parse,
 )
 from goclaw.testing import answers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "jsonrpc.json").read_bytes())
 
@@ -412,6 +418,51 @@ def test_the_stub_answers_over_stdio() -> None:
     assert len(groups) == len(spoken)
     for vector, out in zip(spoken, groups, strict=True):
         check_vector(vector["answer"], out)
+
+
+@pytest.fixture
+def served(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of ``goclaw.testing`` running in its own process."""
+    command = [sys.executable, "-m", "goclaw.testing", request.param, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready, _, url = process.stdout.readline().strip().partition(" ")
+        assert ready == "ready"
+        yield url
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.req("W-1")
+@pytest.mark.parametrize("served", ["rpc-stub"], indirect=True)
+def test_the_stub_answers_over_websocket(served: str) -> None:
+    with connect(served, max_size=None) as socket:
+        for vector in VECTORS:
+            socket.send(vector["send"])
+            socket.send('{"jsonrpc":"2.0","id":"ping","method":"get_data"}')
+            out = []
+            while b'"ping"' not in (data := socket.recv(decode=False)):
+                out.append(data)
+            check_vector(vector["answer"], out)
+
+
+@pytest.mark.req("W-1")
+@pytest.mark.parametrize("served", ["ws-echo"], indirect=True)
+def test_the_echo_sends_back_text_bytes_and_fragments(served: str) -> None:
+    with connect(served, max_size=None) as socket:
+        for message in ("text \u00fc", b"\x00\xff", "x" * (limits.FRAME_BYTES_MAX + 1)):
+            socket.send(message)
+            assert socket.recv() == message
+        socket.send(["two ", "parts"])
+        assert socket.recv() == "two parts"
+    url = urllib.parse.urlsplit(served)
+    again = subprocess.run(
+        [sys.executable, "-m", "goclaw.testing", "ws-echo", "--port", str(url.port)],
+        capture_output=True,
+        check=False,
+    )
+    assert again.returncode == errors.ListenerFailed.exit
+    assert again.stderr.count(b"\n") == 1
 
 
 @pytest.mark.req("W-1")
