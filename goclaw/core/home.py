@@ -7,18 +7,14 @@ database files, which only ``store/`` names.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import stat
-import tempfile
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goclaw.core import limits
-from goclaw.core.config import TEMPLATE
 from goclaw.core.errors import ConfigRefused, HomeInUse
 
 if TYPE_CHECKING:
@@ -126,6 +122,9 @@ class Home:
         counts. A home without a token is new, so it is made private; one that holds a token and is
         open to others is refused, since they may have read it.
         """
+        # Imported where they are needed: what only looks for a daemon starts in half the time.
+        from goclaw.core.config import TEMPLATE
+
         made: list[str] = []
         try:
             if not self.root.exists():
@@ -172,6 +171,8 @@ class Home:
 
     def daemon_id(self) -> str:
         """The UUID of this home, made by ``ensure`` and kept over restarts."""
+        import uuid
+
         path = self.run / "daemon.id"
         try:
             return str(uuid.UUID(path.read_text("ascii").strip()))
@@ -220,6 +221,9 @@ class Home:
 
         Makes the private directory where one is needed.
         """
+        import hashlib
+        import tempfile
+
         name = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16] + ".sock"
         runtime = environ.get("XDG_RUNTIME_DIR", "")
         candidates = [self.run / "goclaw.sock"]
@@ -324,6 +328,8 @@ class Home:
         return True
 
     def _write_temporary(self, path: Path, text: str) -> Path:
+        import tempfile
+
         # mkstemp makes the file 0600 under a name that nobody has
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -334,6 +340,8 @@ class Home:
 
 
 def _uuid(random_bytes: Callable[[int], bytes]) -> str:
+    import uuid
+
     return str(uuid.UUID(bytes=random_bytes(16), version=4))
 
 
