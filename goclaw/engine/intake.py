@@ -242,6 +242,8 @@ class Intake:
         try:
             committed = await self._database.apply(*parts)
         except QueueFull as error:
+            if "retryAfterMs" in error.data:  # the writer's own bound, not the session's
+                raise
             raise _full(self._queue.session_limit, self._queue.session_limit) from error
         except IdempotencyConflict as error:
             raise IdempotencyConflict(
