@@ -106,6 +106,7 @@ static inline void gc_sha256_begin(gc_sha256 *s) {
 static inline void gc_sha256_add(gc_sha256 *s, const void *data, size_t n) {
     const uint8_t *p = (const uint8_t *)data;
     size_t have = s->bytes & 63;
+    if (!n) return; /* then data may be NULL */
     s->bytes += n;
     if (have) {
         size_t take = 64 - have < n ? 64 - have : n;

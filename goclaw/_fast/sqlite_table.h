@@ -68,6 +68,7 @@ static const int gc_slots_used[] = {2, 3, 5, 6, 7, 9, 10, 14, 19, 20, 22, 27, 29
 
 enum {
     GC_OK = 0,
+    GC_IOERR = 10,
     GC_ROW = 100,
     GC_DONE = 101,
     GC_INTEGER = 1,

@@ -5,8 +5,6 @@ from typing import Any, final
 def attach() -> None: ...
 def sha256(data: bytes, plain: bool = False) -> bytes: ...
 
-MARKS: tuple[str, ...]
-
 @final
 class Writer:
     """Owns the writing handle of one database file.
@@ -35,12 +33,14 @@ class Writer:
         """Queue one atomic operation: ((program index, parameters), ...); answers its ticket.
 
         0 = refused, the pending bound is reached; ``live`` operations have as much room again.
+        TypeError, ValueError, IndexError, OverflowError: not even queued.
         """
     def drain(self) -> list[Any]:
-        """What is committed or failed since the last call, in commit order.
+        """What is committed or failed since the last call, in commit order; also after close().
 
-        Each: (ticket, code or None, message, [returns per part], [events]); an event is (sid,
-        event_id, kind, type, at_ms, run_id, task_id, attempt, trace, payload).
+        Each: (ticket, code or None, message, [returns per part], [events]), both lists empty where
+        there is a code; an event is (sid, event_id, kind, type, at_ms, run_id, task_id, attempt,
+        trace, payload).
         """
     def step(self) -> bool:
         """Run one batch on this thread (``threaded=False`` only); False when nothing waits."""
@@ -49,7 +49,4 @@ class Writer:
     def fail_next_commit(self, after: bool) -> None:
         """For tests: the next COMMIT reports an I/O error, ``after`` or before it took effect."""
     def close(self) -> None:
-        """Run what is queued, end the thread, close the handle; idempotent. drain() still answers."""
-    def _check(self) -> None: ...
-    def __reduce_cython__(self) -> Any: ...
-    def __setstate_cython__(self, state: Any) -> None: ...
+        """Run what is queued, end the thread, close the handle; idempotent. Then only drain() works."""

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, autotestdict=False
 """The one writer: a thread without the GIL that runs programs of SQL in shared transactions.
 
 Owns the writing handle, group commit and the order of commits. Not in here: what a program means
@@ -11,6 +11,7 @@ undo; after the first that failed later, the batch is rolled back and run again 
 (a SAVEPOINT copies every page it touches: 1.6x of a cycle, 2026-11).
 """
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strcmp, strlen
@@ -42,7 +43,7 @@ cdef extern from "sqlite_table.h" nogil:
         pass
     ctypedef struct pthread_cond_t:
         pass
-    int GC_OK, GC_ROW, GC_DONE, GC_INTEGER, GC_FLOAT, GC_TEXT, GC_BLOB, GC_NULL
+    int GC_OK, GC_IOERR, GC_ROW, GC_DONE, GC_INTEGER, GC_FLOAT, GC_TEXT, GC_BLOB, GC_NULL
     int GC_OPEN_FLAGS, GC_FUNCTION_FLAGS
     int gc_table_complete()
     int gc_thread_start(pthread_t *thread, void *(*main)(void *) noexcept nogil, void *argument)
@@ -57,6 +58,7 @@ cdef extern from "sqlite_table.h" nogil:
     int pthread_cond_signal(pthread_cond_t *condition)
     int pthread_cond_destroy(pthread_cond_t *condition)
     long write(int fd, const void *data, size_t n)
+    int close(int fd)
     int getpid()
     int gc_bind_blob(sqlite3_stmt *, int, const void *, int, void *)
     int gc_bind_double(sqlite3_stmt *, int, double)
@@ -200,6 +202,8 @@ cdef struct Core:
     sqlite3_stmt *head_move
     char *event_insert_sql
     char *head_move_sql
+    char *batch_count_sql
+    char *batch_read_sql
     Program *programs
     int programs_count
     int batch_max
@@ -329,9 +333,9 @@ cdef int open_handle(Core *core) noexcept nogil:
     if rc == GC_OK:
         rc = prepare(core, b"ROLLBACK TO operation", &core.undo)
     if rc == GC_OK:
-        rc = prepare(core, b"UPDATE writer SET batches = batches + 1", &core.count_batch)
+        rc = prepare(core, core.batch_count_sql, &core.count_batch)
     if rc == GC_OK:
-        rc = prepare(core, b"SELECT batches FROM writer", &core.read_batch)
+        rc = prepare(core, core.batch_read_sql, &core.read_batch)
     if rc == GC_OK:
         rc = prepare(core, core.event_insert_sql, &core.event_insert)
     if rc == GC_OK:
@@ -445,6 +449,11 @@ cdef int refused(Core *core, Operation *op, int rc) noexcept nogil:
     return 1
 
 
+cdef inline bint is_text(Value *value) noexcept nogil:
+    """Text or NULL."""
+    return value.kind == GC_TEXT or value.kind == GC_NULL or value.kind == 0
+
+
 cdef int emit(Core *core, Operation *op, Program *program, Value *registers, sqlite3_stmt *row) noexcept nogil:
     """One row (kind, type, payload) becomes the session's next event; 0 = fine."""
     cdef Value *mark[MARKS_COUNT]
@@ -456,6 +465,13 @@ cdef int emit(Core *core, Operation *op, Program *program, Value *registers, sql
     cdef int i, rc
     for i in range(MARKS_COUNT):
         mark[i] = &registers[program.marks[i]]
+    if mark[AT_EVENT].kind != GC_INTEGER or mark[AT_NOW].kind != GC_INTEGER or mark[AT_SALT].kind != GC_BLOB \
+            or mark[AT_LINK].kind != GC_BLOB or not is_text(mark[AT_RUN]) or not is_text(mark[AT_TASK]) \
+            or gc_column_type(row, 1) != GC_TEXT \
+            or (gc_column_type(row, 2) != GC_TEXT and gc_column_type(row, 2) != GC_BLOB):
+        copy_text(op.message, b"an event lacks its session, time, type or payload")
+        op.code = core.code_constraint
+        return 1
     event = <Event *>reserve(op, sizeof(Event))
     hashes = <uint8_t *>reserve(op, 64)
     if event == NULL or hashes == NULL:
@@ -613,17 +629,13 @@ cdef int run_one(Core *core, Operation *op, int careful) noexcept nogil:
 
 
 cdef int run_all(Core *core, Operation *batch, int careful) noexcept nogil:
-    """Every operation of the batch, late ones last; answers as run_one."""
-    cdef Operation *op
-    cdef int late, rc
-    for late in range(2):
-        op = batch
-        while op != NULL:
-            if op.late == late:
-                rc = run_one(core, op, careful)
-                if rc:
-                    return rc
-            op = op.next
+    """Every operation of the batch; answers as run_one."""
+    cdef int rc
+    while batch != NULL:
+        rc = run_one(core, batch, careful)
+        if rc:
+            return rc
+        batch = batch.next
     return 0
 
 
@@ -643,8 +655,9 @@ cdef void run_batch(Core *core, Operation *batch) noexcept nogil:
             rc = run_plain(core.rollback) != GC_OK or run_plain(core.begin) != GC_OK or run_all(core, batch, 1)
     if rc:
         copy_text(core.error, gc_errmsg(core.db))
-        if not gc_get_autocommit(core.db):
-            run_plain(core.rollback)
+        if not gc_get_autocommit(core.db) and run_plain(core.rollback) != GC_OK:
+            close_handle(core)
+            core.broken = 1
         fail_all(batch, core.code_storage, core.error)
         return
     rc = run_plain(core.count_batch)
@@ -652,8 +665,10 @@ cdef void run_batch(Core *core, Operation *batch) noexcept nogil:
     began = gc_now_ns()
     if rc == GC_OK and core.fail_commit != 2:
         rc = run_plain(core.commit)
+    copy_text(core.error, gc_errmsg(core.db))
     if core.fail_commit:
-        rc = 10
+        copy_text(core.error, b"a test asked for this failure")
+        rc = GC_IOERR
         core.fail_commit = 0
     if rc == GC_OK:
         core.batches = expected
@@ -661,7 +676,6 @@ cdef void run_batch(Core *core, Operation *batch) noexcept nogil:
         core.flush_ns_sum += core.flush_ns_last
         return
     # Nobody knows what reached the disk: only the reopened file can tell.
-    copy_text(core.error, gc_errmsg(core.db))
     close_handle(core)
     if open_handle(core):
         core.broken = 1
@@ -683,22 +697,39 @@ cdef void checkpoint(Core *core, int idle) noexcept nogil:
 
 
 cdef Operation *take(Core *core) noexcept nogil:
-    """Cut up to batch_max operations off the queue; the mutex is held."""
-    cdef Operation *batch = core.first
-    cdef Operation *op = batch
-    cdef int n = 1
-    if batch == NULL:
-        return NULL
-    while n < core.batch_max and op.next != NULL:
-        op = op.next
+    """Cut up to batch_max operations off the queue, late ones to its end; the mutex is held."""
+    cdef Operation *heads[2]
+    cdef Operation *tails[2]
+    cdef Operation *op
+    cdef int n = 0
+    heads[0] = heads[1] = tails[0] = tails[1] = NULL
+    while n < core.batch_max and core.first != NULL:
+        op = core.first
+        core.first = op.next
+        op.next = NULL
+        if heads[op.late] == NULL:
+            heads[op.late] = op
+        else:
+            tails[op.late].next = op
+        tails[op.late] = op
         n += 1
-    core.first = op.next
-    op.next = NULL
     if core.first == NULL:
         core.last = NULL
-    core.batches_run += 1
+    core.batches_run += n > 0
     core.operations_run += n
-    return batch
+    if heads[0] == NULL:
+        return heads[1]
+    tails[0].next = heads[1]
+    return heads[0]
+
+
+cdef void run_queued(Core *core) noexcept nogil:
+    """One batch on the calling thread; for writers without a thread."""
+    cdef Operation *batch = take(core)
+    if batch != NULL:
+        run_batch(core, batch)
+        hand_over(core, batch)
+        checkpoint(core, 0)
 
 
 cdef void hand_over(Core *core, Operation *batch) noexcept nogil:
@@ -775,7 +806,8 @@ cdef object to_python(Value *value):
     if value.kind == GC_INTEGER:
         return value.number
     if value.kind == GC_TEXT:
-        return value.data[:value.size].decode()
+        # a CAST can make text of any bytes; an answer must never be lost over them
+        return value.data[:value.size].decode("utf-8", "replace")
     if value.kind == GC_BLOB:
         return <bytes>value.data[:value.size]
     if value.kind == GC_FLOAT:
@@ -817,9 +849,11 @@ def attach():
         raise RuntimeError("the captured routine table belongs to another SQLite than apsw's")
 
 
-MARKS = ("sid", "event_id", "salt", "link", "now", "tid", "run_id", "task_id", "attempt", "trace")
+cdef tuple MARKS = ("sid", "event_id", "salt", "link", "now", "tid", "run_id", "task_id", "attempt", "trace")
 
 
+@cython.final
+@cython.auto_pickle(False)
 cdef class Writer:
     """See goclaw/_fast/writer.pyi."""
 
@@ -855,6 +889,8 @@ cdef class Writer:
         core.pragmas = keep(pragmas)
         core.event_insert_sql = keep(statements["event_insert"])
         core.head_move_sql = keep(statements["head_move"])
+        core.batch_count_sql = keep(statements["batch_count"])
+        core.batch_read_sql = keep(statements["batch_read"])
         core.wake_fd = -1
         self._load(programs)
         with nogil:
@@ -862,10 +898,11 @@ cdef class Writer:
         if failed:
             raise RuntimeError(core.error.decode(errors="replace"))
         self._resolve(programs)
-        reader, core.wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.wake_fd = reader
         pthread_mutex_init(&core.mutex, NULL)
         pthread_cond_init(&core.condition, NULL)
+        self.wake_fd, core.wake_fd = os.pipe()
+        os.set_blocking(self.wake_fd, False)
+        os.set_blocking(core.wake_fd, False)
         self.threaded = threaded
         if threaded:
             if gc_thread_start(&core.thread, thread_main, core):
@@ -876,13 +913,13 @@ cdef class Writer:
         cdef Core *core = self.core
         cdef Program *program
         cdef int i, k
-        core.programs = <Program *>calloc(len(programs), sizeof(Program))
+        core.programs = <Program *>zeroed(len(programs), sizeof(Program))
         core.programs_count = <int>len(programs)
         for i, (_name, parameters, steps, _returns, late) in enumerate(programs):
             program = &core.programs[i]
             program.parameters = <int>len(parameters)
             program.late = late
-            program.steps = <Step *>calloc(len(steps), sizeof(Step))
+            program.steps = <Step *>zeroed(len(steps), sizeof(Step))
             program.steps_count = <int>len(steps)
             for k, (mode, code, sql) in enumerate(steps):
                 program.steps[k].mode = mode
@@ -903,7 +940,7 @@ cdef class Writer:
             for k in range(program.steps_count):
                 step = &program.steps[k]
                 step.binds = gc_bind_parameter_count(step.statement)
-                step.bind_slots = <int *>calloc(step.binds + 1, sizeof(int))
+                step.bind_slots = <int *>zeroed(step.binds, sizeof(int))
                 for n in range(step.binds):
                     register = gc_bind_parameter_name(step.statement, n + 1).decode()[1:]
                     if register not in slots:
@@ -918,12 +955,12 @@ cdef class Writer:
                             raise ValueError(f"{name}, step {k + 1}: an event needs :{MARKS[n]}")
                         program.marks[n] = slots[MARKS[n]]
                     continue
-                step.column_slots = <int *>calloc(step.columns + 1, sizeof(int))
+                step.column_slots = <int *>zeroed(step.columns, sizeof(int))
                 for n in range(step.columns):
                     register = gc_column_name(step.statement, n).decode()
                     step.column_slots[n] = slots.setdefault(register, len(slots))
             program.slots = <int>len(slots)
-            program.returns = <int *>calloc(len(returns) + 1, sizeof(int))
+            program.returns = <int *>zeroed(len(returns), sizeof(int))
             program.returns_count = <int>len(returns)
             for n, register in enumerate(returns):
                 if register not in slots:
@@ -947,6 +984,8 @@ cdef class Writer:
             op.live = live
             op.parts_count = <int>len(parts)
             op.parts = <Part *>reserve(op, len(parts) * sizeof(Part))
+            if op.parts == NULL:
+                raise MemoryError
             for p in range(op.parts_count):
                 index, values = parts[p]
                 if not 0 <= index < core.programs_count:
@@ -961,8 +1000,6 @@ cdef class Writer:
                 if part.parameters == NULL or part.registers == NULL:
                     raise MemoryError
                 memset(part.parameters, 0, program.parameters * sizeof(Value))
-                # an operation that never ran answers with empty registers
-                memset(part.registers, 0, program.slots * sizeof(Value))
                 if program.late:
                     op.late = 1
                 for n in range(program.parameters):
@@ -992,7 +1029,7 @@ cdef class Writer:
         cdef Event *event
         cdef Program *program
         cdef int p, n, count = 0
-        self._check()
+        self._check(True)
         try:
             while os.read(self.wake_fd, 4096):
                 pass
@@ -1016,7 +1053,7 @@ cdef class Writer:
                 ))
                 event = event.next
             returns = []
-            for p in range(op.parts_count):
+            for p in range(0 if op.code else op.parts_count):
                 program = &core.programs[op.parts[p].program]
                 returns.append(tuple([
                     to_python(&op.parts[p].registers[program.returns[n]]) for n in range(program.returns_count)
@@ -1036,17 +1073,14 @@ cdef class Writer:
     def step(self):
         """See the stub."""
         cdef Core *core = self.core
-        cdef Operation *batch
+        cdef bint waits
         self._check()
         if self.threaded:
             raise RuntimeError("step() is for a writer without a thread")
+        waits = core.first != NULL
         with nogil:
-            batch = take(core)
-            if batch != NULL:
-                run_batch(core, batch)
-                hand_over(core, batch)
-                checkpoint(core, 0)
-        return batch != NULL
+            run_queued(core)
+        return waits
 
     def stats(self):
         """See the stub."""
@@ -1077,14 +1111,17 @@ cdef class Writer:
             with nogil:
                 pthread_join(core.thread, NULL)
         with nogil:
+            while core.first != NULL:
+                run_queued(core)
             checkpoint(core, 1)
             close_handle(core)
 
-    def _check(self):
+    cdef int _check(self, bint closed=False) except -1:
         if getpid() != self.pid:
             raise RuntimeError("the writer does not survive a fork; open it in this process")
-        if not self.core.running and self.core.done_first == NULL:
+        if not self.core.running and not closed:
             raise RuntimeError("the writer is closed")
+        return 0
 
     def __dealloc__(self):
         cdef Core *core = self.core
@@ -1092,9 +1129,9 @@ cdef class Writer:
         cdef int i, k
         if core == NULL:
             return
-        if core.running and getpid() == self.pid:
-            # close() was forgotten: the thread must not outlive its memory
-            if self.threaded:
+        if getpid() == self.pid:
+            if core.running and self.threaded:
+                # close() was forgotten: the thread must not outlive its memory
                 pthread_mutex_lock(&core.mutex)
                 core.closing = 1
                 pthread_cond_signal(&core.condition)
@@ -1120,11 +1157,22 @@ cdef class Writer:
         free(core.path)
         free(core.event_insert_sql)
         free(core.head_move_sql)
+        free(core.batch_count_sql)
+        free(core.batch_read_sql)
         free(core.pragmas)
-        if core.wake_fd >= 0 and getpid() == self.pid:
-            os.close(core.wake_fd)
-            os.close(self.wake_fd)
+        if self.wake_fd >= 0 and getpid() == self.pid:
+            close(core.wake_fd)
+            close(self.wake_fd)
+            pthread_cond_destroy(&core.condition)
+            pthread_mutex_destroy(&core.mutex)
         free(core)
+
+
+cdef void *zeroed(size_t count, size_t size) except NULL:
+    cdef void *memory = calloc(count + 1, size)
+    if memory == NULL:
+        raise MemoryError
+    return memory
 
 
 cdef char *keep(str text) except NULL:

@@ -31,14 +31,14 @@ def sha256(data: bytes, plain: bool = False) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _chain_link(
-    link: bytes, event_id: int, at: int, kind: str, run: str | None, task: str | None, digest: bytes
-) -> bytes:
+def _chain_link(*values: Any) -> bytes:
+    """link' = H(link, event_id, at, type 0, run 0, task 0, digest)."""
+    link, event_id, at, kind, run, task, digest = values
     return hashlib.sha256(
         link
         + event_id.to_bytes(8, "big", signed=True)
         + at.to_bytes(8, "big", signed=True)
-        + b"".join((text or "").encode() + b"\0" for text in (kind, run, task))
+        + b"".join(b"\0" if text is None else text.encode() + b"\0" for text in (kind, run, task))
         + digest
     ).digest()
 
@@ -51,8 +51,7 @@ class _RunAgain(Exception):
 
 
 class _Failed(Exception):
-    def __init__(self, code: str, message: str, returns: list[tuple[Any, ...]]) -> None:
-        self.answer = (code, message, returns)
+    """A step's expectation was not met; carries its code."""
 
 
 class Writer:
@@ -74,6 +73,7 @@ class Writer:
         self._batch_max, self._pending_max = batch_max, pending_max
         self._wal_pages_max = wal_bytes_max // 4096
         self._event_insert, self._head_move = statements["event_insert"], statements["head_move"]
+        self._batch_count, self._batch_read = statements["batch_count"], statements["batch_read"]
         self._columns: dict[str, tuple[str, ...]] = {}
         self._wal_pages = self._checkpointed = self._pending = self._next_ticket = 0
         self._batches_run = self._operations_run = self._flush_ns = self._flush_ns_sum = 0
@@ -85,7 +85,9 @@ class Writer:
         self._done: deque[Any] = deque()
         self._condition = threading.Condition()
         self._running, self._threaded, self._pid = True, threaded, os.getpid()
-        self.wake_fd, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.wake_fd, self._wake = os.pipe()
+        os.set_blocking(self.wake_fd, False)
+        os.set_blocking(self._wake, False)
         if threaded:
             self._thread = threading.Thread(target=self._main, name="goclaw-writer", daemon=True)
             self._thread.start()
@@ -93,7 +95,8 @@ class Writer:
     def _open(self) -> None:
         flags = apsw.SQLITE_OPEN_READWRITE
         try:
-            self._connection = connection = apsw.Connection(self._path, flags, statementcachesize=512)
+            connection = apsw.Connection(self._path, flags, statementcachesize=512)
+            self._connection = connection
             connection.setbusytimeout(5000)
             connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)  # see the native twin
             connection.createscalarfunction("chain_link", _chain_link, 7, deterministic=True)
@@ -102,7 +105,7 @@ class Writer:
             for _ in self._execute(self._pragmas):
                 pass
             connection.setwalhook(self._wal_moved)
-            ((self._batches,),) = self._execute("SELECT batches FROM writer")
+            ((self._batches,),) = self._execute(self._batch_read)
         except apsw.Error as error:
             self._connection = None
             raise RuntimeError(str(error)) from error
@@ -118,7 +121,9 @@ class Writer:
                     if mode != _EMIT:
                         known.update(columns)
                     elif len(columns) != 3:
-                        raise ValueError(f"{name}, step {number}: an event is kind, type and payload")
+                        raise ValueError(
+                            f"{name}, step {number}: an event is kind, type and payload"
+                        )
                     elif missing := set(_MARKS) - known:
                         raise ValueError(f"{name}, step {number}: an event needs :{missing.pop()}")
             for register in returns:
@@ -140,6 +145,8 @@ class Writer:
     def submit(self, parts: tuple[Any, ...], live: bool = False) -> int:
         """See the stub."""
         self._check()
+        if not isinstance(parts, tuple):
+            raise TypeError(f"the parts are a {type(parts).__name__}, not a tuple")
         for index, values in parts:
             if not 0 <= index < len(self._programs):
                 raise IndexError("no such program")
@@ -147,7 +154,11 @@ class Writer:
             if len(values) != expected:
                 raise TypeError(f"program {index} takes {expected} parameters, not {len(values)}")
             for value in values:
-                if not (value is None or isinstance(value, (int, str, bytes, float))):
+                if isinstance(value, int):
+                    value.to_bytes(8, "big", signed=True)  # OverflowError beyond 64 bits
+                elif isinstance(value, str):
+                    value.encode()  # UnicodeEncodeError for a lone surrogate
+                elif not (value is None or isinstance(value, (bytes, float))):
                     raise TypeError(
                         f"a parameter is a {type(value).__name__}; int, str, bytes, float or None"
                     )
@@ -163,7 +174,7 @@ class Writer:
 
     def drain(self) -> list[Any]:
         """See the stub."""
-        self._check()
+        self._check(closed=True)
         with contextlib.suppress(BlockingIOError):
             while os.read(self.wake_fd, 4096):
                 pass
@@ -179,6 +190,9 @@ class Writer:
         self._check()
         if self._threaded:
             raise RuntimeError("step() is for a writer without a thread")
+        return self._run_queued()
+
+    def _run_queued(self) -> bool:
         batch = self._take()
         if batch:
             self._done.extend(self._run_batch(batch))
@@ -207,6 +221,8 @@ class Writer:
             with self._condition:
                 self._condition.notify()
             self._thread.join()
+        while self._run_queued():
+            pass
         self._checkpoint(idle=True)
         if self._connection is not None:
             self._connection.close()
@@ -218,10 +234,10 @@ class Writer:
             os.close(self._wake)
             os.close(self.wake_fd)
 
-    def _check(self) -> None:
+    def _check(self, *, closed: bool = False) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError("the writer does not survive a fork; open it in this process")
-        if not self._running and not self._done:
+        if not self._running and not closed:
             raise RuntimeError("the writer is closed")
 
     def _main(self) -> None:
@@ -244,16 +260,14 @@ class Writer:
 
     def _take(self) -> list[Any]:
         batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]
+        batch.sort(key=lambda queued: any(self._programs[index][4] for index, _ in queued[1]))
         self._batches_run += bool(batch)
         self._operations_run += len(batch)
         return batch
 
     def _run_batch(self, batch: list[Any]) -> list[Any]:
         def all_failed(error: Exception) -> list[Any]:
-            return [
-                (ticket, "storage_failed", str(error), [()] * len(parts), [])
-                for ticket, parts in batch
-            ]
+            return [(ticket, "storage_failed", str(error), [], []) for ticket, _ in batch]
 
         try:
             if self._connection is None:
@@ -261,65 +275,66 @@ class Writer:
             execute = self._execute
             execute("BEGIN IMMEDIATE")
             try:
-                answers = self._run_all(batch, careful=False)
+                answers = [self._run_one(*queued, careful=False) for queued in batch]
             except _RunAgain:
                 execute("ROLLBACK")
                 execute("BEGIN IMMEDIATE")
-                answers = self._run_all(batch, careful=True)
-            execute("UPDATE writer SET batches = batches + 1")
+                answers = [self._run_one(*queued, careful=True) for queued in batch]
         except (apsw.Error, RuntimeError) as error:
-            if self._connection is not None and self._connection.in_transaction:
-                self._execute("ROLLBACK")
+            self._roll_back()
             return all_failed(error)
+        expected = self._batches + 1
         began = time.monotonic_ns()
         try:
+            execute(self._batch_count)
             if self._fail_commit is not False:
                 execute("COMMIT")
             if self._fail_commit is not None:
                 self._fail_commit = None
                 raise apsw.IOError("a test asked for this failure")
-            self._batches += 1
         except apsw.Error as error:
             # Nobody knows what reached the disk: only the reopened file can tell.
-            expected = self._batches + 1
-            assert self._connection is not None
-            with contextlib.suppress(apsw.Error):
-                self._connection.close(True)
-            self._connection = None
+            self._close_handle()
             try:
                 self._open()
             except RuntimeError as reopening:
                 return all_failed(reopening)
-            if self._batches != expected:
-                return all_failed(error)
+            return answers if self._batches == expected else all_failed(error)
+        self._batches = expected
         self._flush_ns = time.monotonic_ns() - began
         self._flush_ns_sum += self._flush_ns
-        return [answers[ticket] for ticket, _ in batch]
-
-    def _run_all(self, batch: list[Any], *, careful: bool) -> dict[int, Any]:
-        answers = {}
-        for late in (False, True):
-            for ticket, parts in batch:
-                if any(self._programs[index][4] for index, _ in parts) is late:
-                    answers[ticket] = self._run_one(ticket, parts, careful)
         return answers
 
-    def _run_one(self, ticket: int, parts: Any, careful: bool) -> Any:
-        execute = self._execute
-        assert self._connection is not None
+    def _roll_back(self) -> None:
+        try:
+            if self._connection is not None and self._connection.in_transaction:
+                self._execute("ROLLBACK")
+        except apsw.Error:
+            self._close_handle()
+
+    def _close_handle(self) -> None:
+        if self._connection is not None:
+            self._connection.close(True)
+        self._connection = None
+
+    def _run_one(self, ticket: int, parts: Any, *, careful: bool) -> Any:
+        execute, connection = self._execute, self._connection
+        assert connection is not None
         events: list[Any] = []
-        before = self._connection.total_changes()
+        before = connection.total_changes()
         if careful:
             execute("SAVEPOINT operation")
         try:
             returns = self._run_parts(parts, events)
-        except _Failed as failed:
+        except (_Failed, apsw.Error, TypeError, AttributeError, ValueError) as error:
+            if not connection.in_transaction:
+                raise apsw.AbortError(str(error)) from error
             if careful:
                 execute("ROLLBACK TO operation")
                 execute("RELEASE operation")
-            elif self._connection.total_changes() != before:
+            elif connection.total_changes() != before:
                 raise _RunAgain from None
-            return (ticket, *failed.answer, [])
+            return (ticket, *_reason(error), [], [])
         if careful:
             execute("RELEASE operation")
         return (ticket, None, "", returns, events)
@@ -330,28 +345,21 @@ class Writer:
             (self._programs[i], _Registers(zip(self._programs[i][1], v, strict=True)))
             for i, v in parts
         ]
-
-        def answer() -> list[tuple[Any, ...]]:
-            return [tuple([r[name] for name in program[3]]) for program, r in frames]
-
         for (_name, _parameters, steps, _returns, _late), registers in frames:
             first = len(events)
             ended = False
             for mode, code, sql in steps:
                 rows = 0
-                try:
-                    for row in execute(sql, registers):
-                        rows += 1
-                        if mode == _EMIT:
-                            events.append(self._emit(registers, *row))
-                        else:
-                            registers.update(zip(columns[sql], row, strict=True))
-                except apsw.ConstraintError as error:
-                    raise _Failed("constraint", str(error), answer()) from error
-                if mode == _RUN or mode == _EMIT:
+                for row in execute(sql, registers):
+                    rows += 1
+                    if mode == _EMIT:
+                        events.append(self._emit(registers, *row))
+                    else:
+                        registers.update(zip(columns[sql], row, strict=True))
+                if mode in (_RUN, _EMIT):
                     continue
                 if (mode == _EXPECT and not rows) or (mode == _REFUSE and rows):
-                    raise _Failed(code or "", "", answer())
+                    raise _Failed(code)
                 if mode == _STOP and rows:
                     ended = True
                     break
@@ -362,7 +370,7 @@ class Writer:
                 execute(self._head_move, (r["event_id"], r["link"], r["now"], r["sid"]))
             if ended:
                 break
-        return answer()
+        return [tuple([r[name] for name in program[3]]) for program, r in frames]
 
     def _emit(self, r: _Registers, kind: int, type_: str, payload: Any) -> tuple[Any, ...]:
         if isinstance(payload, str):
@@ -387,6 +395,17 @@ class Writer:
             elif idle and self._wal_pages != self._checkpointed:
                 self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
                 self._checkpointed = self._wal_pages
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    if isinstance(error, _Failed):
+        return str(error), ""
+    if isinstance(error, apsw.ConstraintError):
+        return "constraint", str(error)
+    if isinstance(error, apsw.Error):
+        return "storage_failed", str(error)
+    # a register that an event needs is NULL or of another type
+    return "constraint", "an event lacks its session, time, type or payload"
 
 
 class _Registers(dict[str, Any]):

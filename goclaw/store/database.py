@@ -76,39 +76,17 @@ def _refuse(path: Path, why: str, what: str) -> DatabaseRefused:
 
 
 def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
-    """Bring the file to the newest schema, one transaction a step, or raise DatabaseRefused."""
-    existed = path.exists() and path.stat().st_size > 0
+    """Bring the file to the newest schema, one transaction a step; DatabaseRefused says why not."""
     try:
-        if existed:
-            # Look without writing: a refused file must stay as it is.
-            reader = apsw.Connection(str(path), apsw.SQLITE_OPEN_READONLY)
-            try:
-                tables = {row[0] for row in reader.execute("SELECT name FROM sqlite_schema")}
-                if "migrations" not in tables and tables:
-                    raise _refuse(path, "is no goclaw database", "Move it away.")
-                ledger = (
-                    list(reader.execute("SELECT number, checksum FROM migrations ORDER BY number"))
-                    if "migrations" in tables
-                    else []
-                )
-            finally:
-                reader.close()
-            if len(ledger) > len(shipped):
-                raise _refuse(
-                    path,
-                    f"has schema {ledger[-1][0]}, newer than this program's {shipped[-1][0]}",
-                    "Install the newer goclaw that wrote it.",
-                )
-            for (number, checksum), (known, expected, _) in zip(ledger, shipped, strict=False):
-                if (number, checksum) != (known, expected):
-                    raise _refuse(
-                        path,
-                        f"was migrated by another migration {number} than this program's",
-                        "Restore a backup, or run the goclaw that wrote it.",
-                    )
-            if len(ledger) == len(shipped):
-                return
-        connection = apsw.Connection(str(path))
+        if path.exists() and path.stat().st_size > 0:
+            done = _judged(path, shipped)
+        else:
+            # Before SQLite makes it: its log and its index take their mode from the file.
+            path.touch(mode=0o600)
+            done = 0
+        if done == len(shipped):
+            return
+        connection = apsw.Connection(str(path), apsw.SQLITE_OPEN_READWRITE)
         try:
             connection.setbusytimeout(limits.BUSY_MS_MAX)
             connection.execute("PRAGMA journal_mode=WAL").fetchall()
@@ -118,20 +96,49 @@ def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
                     "CREATE TABLE IF NOT EXISTS migrations "
                     "(number INTEGER PRIMARY KEY, checksum TEXT NOT NULL)"
                 )
-                done = connection.execute("SELECT number FROM migrations").fetchall()
-            for number, checksum, text in shipped[len(done) :]:
+            for number, checksum, text in shipped[done:]:
                 with connection:
                     connection.execute(text).fetchall()
                     connection.execute("INSERT INTO migrations VALUES (?, ?)", (number, checksum))
         finally:
             connection.close()
-        path.chmod(0o600)
-    except apsw.Error as error:
+    except (apsw.Error, OSError) as error:
         raise _refuse(
             path,
             f"cannot be used ({error})",
             "Check it with `goclaw doctor`, or restore a backup.",
         ) from error
+
+
+def _judged(path: Path, shipped: Sequence[tuple[int, str, str]]) -> int:
+    """How many of the shipped migrations the file has, without writing to it; DatabaseRefused."""
+    reader = apsw.Connection(str(path), apsw.SQLITE_OPEN_READONLY)
+    try:
+        reader.setbusytimeout(limits.BUSY_MS_MAX)
+        tables = {row[0] for row in reader.execute("SELECT name FROM sqlite_schema")}
+        ledger = (
+            reader.execute("SELECT number, checksum FROM migrations ORDER BY number").fetchall()
+            if "migrations" in tables
+            else []
+        )
+    finally:
+        reader.close()
+    if not ledger and tables - {"migrations"}:
+        raise _refuse(path, "is no goclaw database", "Move it away.")
+    if len(ledger) > len(shipped):
+        raise _refuse(
+            path,
+            f"has schema {ledger[-1][0]}, newer than this program's {shipped[-1][0]}",
+            "Install the newer goclaw that wrote it.",
+        )
+    for (number, checksum), (known, expected, _) in zip(ledger, shipped, strict=False):
+        if (number, checksum) != (known, expected):
+            raise _refuse(
+                path,
+                f"was migrated by another migration {number} than this program's",
+                "Restore a backup, or run the goclaw that wrote it.",
+            )
+    return len(ledger)
 
 
 def open_database(
@@ -169,7 +176,7 @@ class Database:
         except (RuntimeError, ValueError) as error:
             raise _refuse(path, f"does not open ({error})", "Run `goclaw doctor`.") from error
         self._threaded = threaded
-        self._waiting: dict[int, tuple[asyncio.Future[Committed], str]] = {}
+        self._waiting: dict[int, asyncio.Future[Committed]] = {}
         self._on_events: Callable[[list[Event]], None] = lambda events: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._local = threading.local()
@@ -221,7 +228,7 @@ class Database:
                 )
             )
         else:
-            self._waiting[ticket] = (future, "")
+            self._waiting[ticket] = future
         return future
 
     def write(
@@ -238,16 +245,19 @@ class Database:
         """Resolve what the writer has done; answers how many operations that were."""
         done = self._writer.drain()
         events = [event for _, code, _, _, made in done if code is None for event in made]
-        if events:
-            self._on_events(events)
-        for ticket, code, message, returns, made in done:
-            future, _ = self._waiting.pop(ticket)
-            if future.done():
-                continue
-            if code is None:
-                future.set_result(Committed(returns, made))
-            else:
-                future.set_exception(self._error(code, message))
+        try:
+            if events:
+                self._on_events(events)
+        finally:
+            # Facts all the same, whatever an observer made of them: nobody waits for ever.
+            for ticket, code, message, returns, made in done:
+                future = self._waiting.pop(ticket)
+                if future.done():
+                    continue
+                if code is None:
+                    future.set_result(Committed(returns, made))
+                else:
+                    future.set_exception(self._error(code, message))
         return len(done)
 
     def _error(self, code: str, message: str) -> GoclawError:

@@ -77,16 +77,15 @@ INSERT OR REPLACE INTO flows (sid, pool, rank, finish) VALUES (:sid, :p_pool, :p
 -- Intents of an attempt that is over. Pure and keyed calls may be sent again; of all others nobody
 -- knows whether they happened (E-3).
 -- fragment: orphan_intents
+-- step: emit
+SELECT 1 AS kind, 'effect.unknown' AS type,
+       json_object('ordinal', ordinal, 'name', name, 'class', class, 'idempotencyKey', key) AS payload
+  FROM effects WHERE tid = :tid AND state = 'intent' AND class NOT IN ('pure', 'keyed')
+ ORDER BY ordinal;
 -- step: run
 UPDATE effects
    SET state = iif(class IN ('pure', 'keyed'), 'retryable', 'unknown'), updated_at = :now
  WHERE tid = :tid AND state = 'intent';
--- step: emit
-SELECT 1 AS kind, 'effect.unknown' AS type,
-       json_object('ordinal', ordinal, 'name', name, 'class', class, 'idempotencyKey', key) AS payload
-  FROM effects
- WHERE tid = :tid AND state = 'unknown' AND attempt = :attempt AND updated_at = :now
- ORDER BY ordinal;
 -- step: run
 SELECT count(*) AS unknown_count,
        count(*) FILTER (WHERE class = 'irreversible') AS irreversible_count
@@ -131,11 +130,14 @@ UPDATE session_info
  WHERE sid = :sid RETURNING sid;
 
 -- program: session_event sid task_id kind type payload now
--- An event that is bound to no lease: the user's words, session info. task_id may be NULL.
+-- An event that is bound to no lease: the user's words, session info. task_id may be NULL; one
+-- that is no task of the session counts as NULL.
 -- returns: event_id
 -- step: expect session_unknown
-SELECT s.head AS event_id, s.salt, s.link, t.tid, t.run_id, t.trace, ifnull(t.attempt, 0) AS attempt
-  FROM sessions AS s LEFT JOIN tasks AS t ON t.task_id = :task_id WHERE s.sid = :sid;
+SELECT s.head AS event_id, s.salt, s.link, t.tid, t.run_id, t.task_id, t.trace,
+       ifnull(t.attempt, 0) AS attempt
+  FROM sessions AS s LEFT JOIN tasks AS t ON t.task_id = :task_id AND t.sid = s.sid
+ WHERE s.sid = :sid;
 <<event :kind | :type | :payload>>
 
 -- program: enqueue sid key hash task_id run_id pool kind parallel rank max_attempts on_unknown policy_version trace payload client origin session_limit now
@@ -255,7 +257,7 @@ SELECT NULL AS sid, 'SUCCEEDED' AS state;
 -- step: run
 <<live_task>>
 -- step: stop
-SELECT state, end_event AS event_id FROM tasks
+SELECT ended_state AS state, end_event AS event_id FROM tasks
  WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
 -- step: expect lease_lost
 SELECT 1 WHERE :sid IS NOT NULL;
@@ -266,8 +268,8 @@ INSERT OR REPLACE INTO task_results (tid, result) VALUES (:tid, :result);
 -- step: run
 UPDATE tasks
    SET state = 'SUCCEEDED', lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
-       crashes = crashes - 1, ended_token = :token, ended_hash = :hash, stop_reason = :stop_reason,
-       end_event = :event_id, reason = 'finished', updated_at = :now
+       crashes = crashes - 1, ended_token = :token, ended_hash = :hash, ended_state = 'SUCCEEDED',
+       stop_reason = :stop_reason, end_event = :event_id, reason = 'finished', updated_at = :now
  WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
 <<terminal>>
 
@@ -280,7 +282,7 @@ SELECT NULL AS sid;
 -- step: run
 <<live_task>>
 -- step: stop
-SELECT state, end_event AS event_id, failures FROM tasks
+SELECT ended_state AS state, end_event AS event_id, failures FROM tasks
  WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
 -- step: expect lease_lost
 SELECT failures + :retryable AS failures,
@@ -306,31 +308,12 @@ UPDATE tasks
        fingerprint = :fingerprint, lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
        due_mono = iif(:state = 'RETRY_WAIT', :due_mono, NULL),
        due_at = iif(:state = 'RETRY_WAIT', :due_at, NULL), end_event = :event_id,
-       ended_token = :token, ended_hash = :hash, reason = :reason, updated_at = :now
+       ended_token = :token, ended_hash = :hash, ended_state = :state, reason = :reason,
+       updated_at = :now
  WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
 -- step: need
 SELECT 1 WHERE :state <> 'RETRY_WAIT';
 <<terminal>>
-
--- program: suspend tid token hash reason due_mono due_at now
--- RUNNING to SUSPENDED: the lane is free, the session's turn is held, no budget is spent.
--- returns: state event_id
--- step: run
-SELECT NULL AS sid, 'SUSPENDED' AS state;
--- step: run
-<<live_task>>
--- step: stop
-SELECT state, end_event AS event_id FROM tasks
- WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
--- step: expect lease_lost
-SELECT 1 WHERE :sid IS NOT NULL;
-<<event 1 | 'task.suspended' | json_object('from', 'RUNNING', 'to', 'SUSPENDED', 'reason', :reason, 'dueAt', :due_at)>>
--- step: run
-UPDATE tasks
-   SET state = 'SUSPENDED', lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
-       crashes = crashes - 1, ended_token = :token, ended_hash = :hash, reason = :reason,
-       due_mono = :due_mono, due_at = :due_at, end_event = :event_id, updated_at = :now
- WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
 
 -- The task goes on: it still holds its session's turn, so it is the head again at once.
 -- fragment: requeue condition reason
@@ -344,6 +327,32 @@ UPDATE tasks
 -- step: run
 SELECT 'QUEUED' AS state;
 <<promote>>
+
+-- program: suspend tid token hash reason due_mono due_at now
+-- RUNNING to SUSPENDED: the lane is free, the session's turn is held, no budget is spent. What it
+-- waits for may have come while the attempt made up its mind: then it goes on at once.
+-- returns: ended_state end_event
+-- step: run
+SELECT NULL AS sid;
+-- step: run
+<<live_task>>
+-- step: stop
+SELECT ended_state, end_event FROM tasks
+ WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
+-- step: expect lease_lost
+SELECT 1 WHERE :sid IS NOT NULL;
+<<orphan_intents>>
+<<event 1 | 'task.suspended' | json_object('from', 'RUNNING', 'to', 'SUSPENDED', 'reason', :reason, 'dueAt', :due_at)>>
+-- step: run
+SELECT 'SUSPENDED' AS was, 'SUSPENDED' AS ended_state, :event_id AS end_event;
+-- step: run
+UPDATE tasks
+   SET state = 'SUSPENDED', lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
+       crashes = crashes - 1, ended_token = :token, ended_hash = :hash, ended_state = 'SUSPENDED',
+       reason = :reason, due_mono = :due_mono, due_at = :due_at, end_event = :event_id,
+       updated_at = :now
+ WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
+<<requeue CASE WHEN reason = 'approval' THEN NOT EXISTS (SELECT 1 FROM approvals AS a WHERE a.tid = :tid AND a.state = 'open') WHEN reason = 'effect_unknown' THEN :unknown_count = 0 ELSE EXISTS (SELECT 1 FROM signals AS g WHERE g.tid = :tid AND 'signal:' || g.name = reason) END | 'answered'>>
 
 -- program: wake tid now_mono reason now
 -- RETRY_WAIT or SUSPENDED to QUEUED: due (now_mono given), or answered (now_mono NULL).
@@ -375,8 +384,8 @@ SELECT CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'DEAD_LETTER'
 -- step: run
 UPDATE tasks
    SET state = :state, crashes = crashes - (:spent = 0), lease_owner = NULL, lease_token = NULL,
-       lease_until_mono = NULL, ended_token = NULL, ended_hash = NULL, end_event = :event_id,
-       reason = :end_reason, updated_at = :now
+       lease_until_mono = NULL, ended_token = NULL, ended_hash = NULL, ended_state = NULL,
+       end_event = :event_id, reason = :end_reason, updated_at = :now
  WHERE tid = :tid;
 -- step: run
 UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn)
@@ -415,8 +424,8 @@ UPDATE approvals SET state = 'cancelled', answered_at = :now, answered_by = :rea
 UPDATE tasks
    SET state = 'CANCELED', stop_reason = 'cancelled', crashes = crashes - (state = 'RUNNING'),
        lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL, due_mono = NULL,
-       due_at = NULL, ended_token = NULL, ended_hash = NULL, end_event = :event_id,
-       reason = :reason, updated_at = :now
+       due_at = NULL, ended_token = NULL, ended_hash = NULL, ended_state = NULL,
+       end_event = :event_id, reason = :reason, updated_at = :now
  WHERE tid = :tid;
 <<terminal>>
 
@@ -486,12 +495,15 @@ UPDATE effects SET token = :token WHERE tid = :tid AND ordinal = :ordinal AND st
 RETURNING ordinal;
 
 -- program: effect_record tid token ordinal kind name key hash request result failed call_id now
--- A pure effect: its result is its record (E-1).
+-- A pure effect: its result is its record (E-1). A final result stays what it was.
 -- returns: event_id
 -- step: expect lease_lost
 <<live_task>>
 -- step: refuse nondeterminism
 SELECT hash AS recorded FROM effects WHERE tid = :tid AND ordinal = :ordinal AND hash <> :hash;
+-- step: need
+SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM effects
+                            WHERE tid = :tid AND ordinal = :ordinal AND state = 'result');
 -- step: run
 INSERT INTO effects (tid, ordinal, kind, name, class, state, key, hash, request, result, failed,
                      call_id, attempt, token, created_at, updated_at)

@@ -64,7 +64,8 @@ CREATE TABLE tasks (
   due_mono INTEGER,                     -- RETRY_WAIT and SUSPENDED: when it goes on by itself
   due_at INTEGER,                       -- the same in wall time, for another boot
   ended_token BLOB,                     -- token and hash of the call that ended the last attempt:
-  ended_hash BLOB,                      -- an exact repeat is answered as it was
+  ended_hash BLOB,                      -- an exact repeat is answered as it was,
+  ended_state TEXT,                     -- with this state
   end_event INTEGER,
   reason TEXT,
   stop_reason TEXT,
