@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 
+# What these events always mean; of the others the payload says from where to where.
+_STEPS: dict[str, tuple[str | None, str]] = {
+    "task.queued": (None, "QUEUED"),
+    "task.claimed": ("QUEUED", "CLAIMED"),
+    "task.running": ("CLAIMED", "RUNNING"),
+    "task.succeeded": ("RUNNING", "SUCCEEDED"),
+}
+
+
 class Engine:
     """Queue life for one home. Everything runs on the loop of ``start``."""
 
@@ -105,18 +114,23 @@ class Engine:
     # -- what commits tell ---------------------------------------------------------------------
 
     def _observe(self, events: list[Event]) -> None:
+        counts = self._counts
         for event in events:
-            _, event_id, _, kind, _, run_id, task_id, _, _, payload = event
-            if not kind.startswith(("task.", "run.ended")):
-                continue
-            fields = orjson.loads(payload)
-            if kind == "run.ended":
-                self._ended(run_id or "", task_id or "", event_id, fields)
-                continue
-            if fields["from"] is not None:
-                self._counts[fields["from"]] -= 1
-            self._counts[fields["to"]] += 1
-            if fields["to"] in TERMINAL and run_id in self._waiting:
+            kind = event[3]
+            step = _STEPS.get(kind)
+            if step is None:
+                if kind == "run.ended":
+                    self._ended(event[5] or "", event[6] or "", event[1], orjson.loads(event[9]))
+                    continue
+                if not kind.startswith("task."):
+                    continue
+                fields = orjson.loads(event[9])
+                step = fields["from"], fields["to"]
+            if step[0] is not None:
+                counts[step[0]] -= 1
+            counts[step[1]] += 1
+            run_id = event[5]
+            if run_id in self._waiting and step[1] in TERMINAL:
                 # A task that is no prompt has no run.ended of its own.
                 asyncio.get_running_loop().call_soon(self._resolve_plain, run_id)
 
