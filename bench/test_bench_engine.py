@@ -2,7 +2,7 @@
 
 Owns P-1's two throughputs at 64 in flight, FULL: `Database.write` claim + complete, and the engine
 with a no-op runner, decisions and rings on. Peers run in the same round on the same disk; they know
-no sessions, so the judged figure has one, and that of 64 (an event page each) stands beside it. Not in
+no sessions, so the judged figure has one; that of 64 (an event page each) stands beside it. Not in
 here: latencies (test_bench_queue.py), fairness (test_bench_fairness.py).
 """
 

@@ -53,7 +53,7 @@ SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload WHERE <<condit
 -- fragment: promote
 -- step: need
 SELECT t.tid AS p_tid, t.pool AS p_pool, t.rank AS p_rank,
-       max(l.v, ifnull(f.finish, 0)) AS p_start, ifnull(f.finish, 0) > l.v AS p_tie,
+       max(l.v, ifnull(f.finish, 0)) AS p_start, ifnull(f.finish, -1) >= l.v AS p_tie,
        p.claims AS p_ready_at, l.passed AS p_passed_at,
        max(l.v, ifnull(f.finish, 0)) + 1048576 / s.weight AS p_finish
   FROM sessions AS s
