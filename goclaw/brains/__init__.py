@@ -1,1 +1,11 @@
-"""brains."""
+"""Brains: what decides the next step of a run, and the loop that carries it out.
+
+Owns the choice of a brain by its name. Not in here: the queue (engine), tools (tools, skills).
+"""
+
+from __future__ import annotations
+
+from goclaw.brains.loop import BrainRunner
+from goclaw.brains.script import load_script
+
+__all__ = ["BrainRunner", "load_script"]

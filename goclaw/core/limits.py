@@ -50,6 +50,7 @@ PATH_CHARS_MAX: Final = 4_096  # PATH_MAX of Linux
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux without its final zero
 ID_CHARS_MAX: Final = 256  # id of a JSON-RPC request: kept while in flight, echoed in its answer
 LABEL_CHARS_MAX: Final = 2_000  # subject, action and resource of a decision
+MESSAGE_CHARS_MAX: Final = 4_000  # of an error in a task's events; six bytes of JSON each at most
 
 # -- store -------------------------------------------------------------------------------------
 BATCH_OPERATIONS_MAX: Final = 256  # of one transaction: 1 to 256 gave 16x, more gave nothing
@@ -70,11 +71,14 @@ RING_LINGER_MS: Final = 60_000  # a ring outlives its last watcher by this: reco
 LAG_EVENTS_MAX: Final = 10_000  # committed while a socket takes nothing
 LAG_BYTES_MAX: Final = 4 * MIB
 STALL_MS_MAX: Final = 30_000  # no progress while something waits
+STALL_CHECKS: Final = 10  # looks at a socket within that time
+PUMP_WRITES_MAX: Final = 16  # of one turn of the loop, so that a long replay blocks nobody
 ANSWER_BYTES_MAX: Final = 1 * MIB  # direct answers queued on one connection
 WRITE_BYTES_MAX: Final = 64 * KIB  # one write of the pump, and the transport's high-water mark
 CLOSE_MS_MAX: Final = 5_000  # a close handshake on a stuck socket
 FRAME_OVERHEAD_BYTES: Final = 300  # envelope of an event on the wire, to size a page by
 DELTA_MS_MIN: Final = 30  # deltas of a message are coalesced at least this long (B-3)
+DELTA_FLUSHES: Final = 4  # or this many times what a flush took: a slow disk gets larger deltas
 DELTA_BYTES_MAX: Final = 4 * KIB  # or this many bytes
 EVENTS_PAGE_MAX: Final = 1_000  # _goclaw/session/events
 
@@ -87,6 +91,7 @@ APPROVAL_MS: Final = DAY_MS
 DRAIN_MS_MAX: Final = 30_000
 HANDSHAKE_MS_MAX: Final = 10_000  # upgrade and initialize of a new connection
 PING_MS: Final = 20_000
+PINGS_MISSED_MAX: Final = 2  # then the peer counts as gone
 IDLE_EXIT_MS: Final = 600_000  # a daemon that `goclaw acp` started ends after this idle
 SLEEP_MS_MAX: Final = 30 * DAY_MS  # /sleep, within event retention
 
@@ -103,13 +108,35 @@ FAULT_DELAY_MS_MAX: Final = 600_000  # a delay of a fault point; longer is a han
 CONNECTIONS_MAX: Final = 2_000
 SUBSCRIPTIONS_MAX: Final = 256  # per connection
 REQUESTS_MAX: Final = 256  # in flight per connection, prompts included
+DENIALS_JOIN_MS: Final = 1_000  # equal denials within it are one audit record with a count
+DENIALS_MAX: Final = 1_000  # different denials within that time; the rest is not recorded
+AUTH_DELAY_MS_MIN: Final = 50  # answer to a wrong token; doubled at each further one
+AUTH_DELAY_MS_MAX: Final = 2_000
+AUTH_ADDRESSES_MAX: Final = 1_000  # addresses with wrong tokens that are remembered
+SESSIONS_PAGE_MAX: Final = 100  # session/list
+HISTORY_BYTES_MAX: Final = 1 * MIB  # of a projected history, held until a message is whole
 BATCH_MESSAGES_MAX: Final = 1_000  # of one JSON-RPC batch: two bytes of it can ask for 100 back
+
+DIAL_MS_MAX: Final = 2_000  # connecting to a local socket: longer means a daemon that hangs
+START_MS_MAX: Final = 60_000  # a daemon that drains (30 s) and another that starts
+RECONNECT_MS_MAX: Final = 10_000  # a client that starts no daemon waits this long for its return
+START_AGAIN_MS: Final = 200  # between two tries to start a daemon
+POLL_MS: Final = 20  # between two looks for a daemon that starts
+LOSSES_MAX: Final = 20  # connections in a row on which the daemon said nothing before it went
+EOF_LINGER_MS: Final = 700  # the bridge's last answers after end of input: it leaves within 1 s
+LOAD_BYTES_MAX: Final = 64 * MIB  # history that the bridge holds until it is whole
+BRIDGE_BYTES_MAX: Final = 1 * MIB  # of one direction of the bridge; then it reads no more
 
 # -- effects, tools, skills --------------------------------------------------------------------
 EFFECTS_MAX: Final = 10_000  # per task: a loop bound
 STEPS_MAX: Final = 200  # brain answers per run
+SCRIPT_BYTES_MAX: Final = 8 * MIB  # a file of --brain script:FILE
+SCRIPT_CHUNKS_MAX: Final = 100_000  # pieces that one say is streamed in
+SCRIPT_DELAY_MS_MAX: Final = 3_600_000  # before each piece; a longer wait is sleepMs
 DELEGATION_DEPTH_MAX: Final = 3
 TOOL_OUTPUT_BYTES_MAX: Final = 1 * MIB
+TOOL_SHOWN_BYTES_MAX: Final = 128 * KIB  # of an output or input in an event: twice, and escaped
+OPEN_TRIES_MAX: Final = 16  # openat2 asks to try again while somebody renames on the way
 WASM_MODULE_BYTES_MAX: Final = 8 * MIB
 WASM_FUNCTIONS_MAX: Final = 20_000
 WASM_COMPILE_MS_MAX: Final = 2_000  # processor time: a busy machine refuses no skill
@@ -128,6 +155,7 @@ WASM_CACHE_BYTES_MAX: Final = 256 * MIB
 WASM_MODULES_LOADED_MAX: Final = 16  # per engine; one more costs a read of the cache
 WASM_ENGINES_IDLE_MAX: Final = 8  # kept warm: two bursts of the default lanes
 SKILL_MANIFEST_BYTES_MAX: Final = 64 * KIB
+SKILL_THREADS_MAX: Final = 64  # calls at once; they wait in native code, one more waits its turn
 SKILLS_MAX: Final = 1_000  # entries of one skills folder
 SKILL_FAULTS_MAX: Final = 5  # consecutive, then quarantine (K-7)
 
@@ -155,7 +183,10 @@ assert WRITE_BYTES_MAX * 2 <= RING_BYTES_MIN <= RING_BYTES
 assert RING_BYTES_TOTAL <= MEMORY_BYTES_MAX
 assert READ_BYTES_MAX <= WRITE_BYTES_MAX
 assert BATCH_OPERATIONS_MAX <= PENDING_OPERATIONS_MAX
+assert 2 * TOOL_SHOWN_BYTES_MAX < EVENT_BYTES_MAX
 assert EVENT_BYTES_MAX <= RESULT_BYTES_MAX <= FRAME_BYTES_MAX
 assert LAG_BYTES_MAX < RING_BYTES_TOTAL
+assert DRAIN_MS_MAX < START_MS_MAX
+assert EVENT_BYTES_MAX <= BRIDGE_BYTES_MAX < LOAD_BYTES_MAX
 assert CLAIM_MAX <= BATCH_OPERATIONS_MAX
 assert POLICY_RULES_MAX <= POLICY_ENTRIES_MAX

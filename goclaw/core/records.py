@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from goclaw.core.decisions import Verdict
+
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from goclaw.core.decisions import Decision
     from goclaw.core.states import EffectClass
@@ -30,9 +32,12 @@ __all__ = [
     "RunEnd",
     "Runner",
     "Session",
+    "Stream",
     "Succeeded",
     "Suspended",
     "Task",
+    "Tool",
+    "ToolSource",
     "Unclear",
 ]
 
@@ -76,6 +81,8 @@ class Task:
     client: str | None
     origin: str
     policy_version: str
+    failures: int = 0
+    """Retryable failures so far (Q-5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,66 @@ class Approval:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """Something a brain may call. ``source/name`` is the resource of its ``tool.call`` decision."""
+
+    name: str
+    source: str
+    """builtin, or where it came from: wasm, a server's name."""
+    description: str
+    input_schema: dict[str, Any]
+    effect_class: EffectClass
+    sandbox: str
+    """wasm, runner, confined or none (K-1)."""
+    kind: str = "other"
+    """ACP's tool kinds: read, edit, execute, fetch, other and so on."""
+    file_argument: str | None = None
+    """The property whose file the gate opens (schema ``format: file``)."""
+    key_argument: str | None = None
+    """The property that is the idempotency key of a call (E-4), where the schema names one."""
+
+    @property
+    def resource(self) -> str:
+        """What a ``tool.call`` decision is about."""
+        return f"{self.source}/{self.name}"
+
+    @property
+    def plain_argument(self) -> str | None:
+        """The property that the rest of a slash command's line may be: the file, or the only
+        required one."""
+        required = self.input_schema.get("required", [])
+        if self.file_argument is not None and set(required) <= {self.file_argument}:
+            return self.file_argument
+        return required[0] if len(required) == 1 else None
+
+    @property
+    def hint(self) -> str:
+        """What follows the name in a slash command."""
+        return (self.plain_argument or "{json}").upper() if self.plain_argument else "{json}"
+
+
+class ToolSource(Protocol):
+    """Where tools come from. Sources are siblings; the daemon hands them to the registry."""
+
+    def tools(self) -> Sequence[Tool]:
+        """What it offers now."""
+
+    async def run(
+        self,
+        tool: Tool,
+        arguments: dict[str, Any],
+        *,
+        key: str,
+        cancelled: asyncio.Event,
+        files: Mapping[str, int],
+    ) -> Done:
+        """Carry out one call whose arguments fit the schema. ``files``: descriptors by property,
+        closed by the caller. Raises Retryable when nothing was sent, Unclear when nobody knows;
+        a GoclawError is a definite failure. CancelledError: stop at once.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One effect that a brain asks for, with everything the journal needs to carry it out once.
 
@@ -145,13 +212,27 @@ class Call:
     request: bytes
     effect_class: EffectClass
     dispatch: Callable[[str, asyncio.Event], Awaitable[Done]]
-    decision: Decision | None = None
+    decisions: tuple[Decision, ...] = ()
+    """All of them must allow; the strictest counts."""
     designated_key: str | None = None
     title: str = ""
-    announce: Callable[[str], dict[str, Any]] | None = None
+    announce: Callable[[str, str], dict[str, Any]] | None = None
+    """(call id, pending or in_progress) to a ``tool_call``."""
     report: Callable[[str, CallResult], dict[str, Any]] | None = None
     probe: Callable[[], Awaitable[Done | bool | None]] | None = None
     """Done: it happened, with this result. False: it did not. None: it cannot be told."""
+    wait_ms: int | None = None
+    """A durable wait: the attempt is parked that long, then ``dispatch`` answers (E-9)."""
+    question: bool = False
+    """A person is asked whatever the policy says."""
+
+    @property
+    def decision(self) -> Decision | None:
+        """The strictest of the decisions, None without any."""
+        return max(self.decisions, key=lambda one: _STRICTNESS[one.effect], default=None)
+
+
+_STRICTNESS = {Verdict.ALLOW: 0, Verdict.ASK: 1, Verdict.DENY: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +306,16 @@ class Suspended:
 Outcome = Succeeded | Failed | Suspended
 
 
+class Stream(Protocol):
+    """Where a brain sends the parts of an answer that it is still making."""
+
+    message_id: str
+    """Of this answer in this attempt; a cut message is closed under it (B-3)."""
+
+    async def send(self, updates: Sequence[dict[str, Any]]) -> None:
+        """Commit these updates now, together."""
+
+
 class Attempt(Protocol):
     """What the engine hands a runner. Every method raises LeaseLost once the attempt is over."""
 
@@ -232,21 +323,18 @@ class Attempt(Protocol):
     session: Session
     cancelled: asyncio.Event
 
-    async def emit(self, update: dict[str, Any]) -> int:
-        """Commit one ACP session update; answers its event id."""
-
     async def think(
         self,
         name: str,
         request: dict[str, Any],
-        answer: Callable[[Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[dict[str, Any]]],
+        answer: Callable[[Stream], Awaitable[dict[str, Any]]],
         *,
         decision: Decision | None = None,
     ) -> dict[str, Any]:
         """One answer of a brain, as a pure effect: recorded, and answered from the record later.
 
-        ``answer`` gets a function that streams updates; its result is recorded with the updates
-        listed under its key ``updates``, which commit together with it.
+        What ``answer`` returns is recorded; the updates under its key ``updates`` commit together
+        with the record and are no part of it. ``request`` holds no prompt text (E-2).
         """
 
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:

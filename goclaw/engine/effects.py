@@ -15,40 +15,60 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from goclaw.core import limits
+from goclaw.core import limits, log
 from goclaw.core.decisions import Verdict
-from goclaw.core.errors import BudgetExhausted, Nondeterminism
+from goclaw.core.errors import (
+    BudgetExhausted,
+    EffectUnknown,
+    GoclawError,
+    IdempotencyConflict,
+    IllegalTransition,
+    Nondeterminism,
+)
 from goclaw.core.faults import faultpoint
-from goclaw.core.records import CallResult, Done, Retryable, Unclear
-from goclaw.core.states import EffectClass
+from goclaw.core.records import Call, CallResult, Done, Retryable, Unclear
+from goclaw.core.states import EffectClass, EffectState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from goclaw.core.clock import Clock
     from goclaw.core.decisions import Decision
-    from goclaw.core.records import Call, Task
-    from goclaw.store import Database
+    from goclaw.core.records import Stream, Task
+    from goclaw.store import Committed, Database
+
+    _Row = dict[str, Any]
+    _Part = tuple[int, tuple[Any, ...]]
 
 __all__ = ["Journal", "Park", "effect_key", "request_hash"]
 
-UNKNOWN_TEXT = "outcome unknown: check before repeating"
+_log = log.logger("engine.effects")
 
-_Row = dict[str, Any]
+STATUSES: Final = ("completed", "failed", "denied", "rejected", "unknown")
+"""What a brain is told about a call; the column ``failed`` holds the index."""
+
+UNKNOWN_TEXT: Final = "outcome unknown: check before repeating"
+_UNKNOWN: Final = STATUSES.index("unknown")
 
 
 class Park(Exception):
-    """The attempt is to be SUSPENDED: ``parts`` commit with the suspension."""
+    """The attempt is to be SUSPENDED: ``parts`` commit with the suspension, ``detail`` goes into
+    its event."""
 
     def __init__(
-        self, reason: str, parts: Sequence[Any] = (), *, due_ms: int | None = None
+        self,
+        reason: str,
+        parts: Sequence[_Part] = (),
+        *,
+        due_ms: int | None = None,
+        detail: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(reason)
-        self.reason, self.parts, self.due_ms = reason, tuple(parts), due_ms
+        self.reason, self.parts, self.due_ms, self.detail = reason, tuple(parts), due_ms, detail
 
 
 def request_hash(kind: str, name: str, request: bytes) -> bytes:
@@ -83,22 +103,16 @@ class Journal:
         approvals: list[_Row],
         signals: dict[str, bytes],
     ) -> None:
-        self._database, self._clock = database, clock
-        self._task, self._token, self._cancelled = task, token, cancelled
+        self.task = task
+        self.cancelled = cancelled
+        self._database, self._clock, self._token = database, clock, token
         self._rows = {row["ordinal"]: row for row in effects}
-        self._approvals = approvals
+        # The last of an ordinal counts: an earlier one was about the same call, or is void.
+        self._approvals = {(row["ordinal"], row["digest"]): row for row in approvals}
         self._signals = signals
         self._next = 0
-        self._told = {
-            row["hash"]
-            for row in effects
-            if row["failed"] and _status_of(row["result"], failed=True) == "unknown"
-        }
-
-    @property
-    def done(self) -> list[str]:
-        """Names of the effects with a final result so far."""
-        return [row["name"] for row in self._rows.values() if row["state"] == "result"]
+        self.told = {row["hash"] for row in effects if row["failed"] == _UNKNOWN}
+        """Digests of calls whose brain was told that nobody knows; their equals are asked for."""
 
     def _ordinal(self) -> int:
         if self._next >= limits.EFFECTS_MAX:
@@ -106,7 +120,8 @@ class Journal:
         self._next += 1
         return self._next - 1
 
-    def _recorded(self, ordinal: int, digest: bytes) -> _Row | None:
+    def recorded(self, ordinal: int, digest: bytes) -> _Row | None:
+        """What the journal holds of an effect; Nondeterminism when it was another one (E-2)."""
         row = self._rows.get(ordinal)
         if row is not None and row["hash"] != digest:
             raise Nondeterminism(
@@ -118,28 +133,35 @@ class Journal:
             )
         return row
 
-    def _bind(self, program: str, **arguments: Any) -> Any:
+    def approval(self, ordinal: int, digest: bytes) -> _Row | None:
+        """The newest approval of this very call."""
+        return self._approvals.get((ordinal, digest))
+
+    def bind(self, program: str, **arguments: Any) -> _Part:
+        """A part of an operation of this attempt."""
         return self._database.bind(
             program,
-            tid=self._task.tid,
+            tid=self.task.tid,
             token=self._token,
             now=self._clock.wall_ms(),
             **arguments,
         )
 
-    def _adopt(self, ordinal: int) -> Any:
-        return self._database.bind(
-            "effect_adopt", tid=self._task.tid, token=self._token, ordinal=ordinal
-        )
+    def update(self, update: dict[str, Any]) -> _Part:
+        """The part that appends an ACP update."""
+        return self.bind("append", kind=0, type="update", payload=orjson.dumps(update))
 
-    def _update(self, update: dict[str, Any]) -> Any:
-        return self._bind("append", kind=0, type="update", payload=orjson.dumps(update))
+    def audit(self, *decisions: Decision) -> list[_Part]:
+        """The parts that record decisions."""
+        now = self._clock.wall_ms()
+        return [
+            self._database.bind("audit", record=orjson.dumps(decision.to_json()), now=now)
+            for decision in decisions
+        ]
 
-    def _audit(self, decision: Decision | None) -> list[Any]:
-        if decision is None:
-            return []
-        record = orjson.dumps(decision.to_json())
-        return [self._database.bind("audit", record=record, now=self._clock.wall_ms())]
+    def apply(self, *parts: _Part) -> asyncio.Future[Committed]:
+        """Commit the parts as one."""
+        return self._database.apply(*parts, live=True)
 
     # -- a brain's answer ----------------------------------------------------------------------
 
@@ -147,7 +169,7 @@ class Journal:
         self,
         name: str,
         request: dict[str, Any],
-        answer: Callable[[], Awaitable[dict[str, Any]]],
+        answer: Callable[[Stream], Awaitable[dict[str, Any]]],
         *,
         decision: Decision | None = None,
     ) -> dict[str, Any]:
@@ -155,21 +177,21 @@ class Journal:
         ordinal = self._ordinal()
         body = orjson.dumps(request, option=orjson.OPT_SORT_KEYS)
         digest = request_hash("brain", name, body)
-        row = self._recorded(ordinal, digest)
-        if row is not None and row["state"] == "result":
+        row = self.recorded(ordinal, digest)
+        if row is not None and row["state"] == EffectState.RESULT:
             recorded: dict[str, Any] = orjson.loads(row["result"])
             return recorded
-        result = await answer()
-        updates = result.pop("updates", [])
-        record = self._bind(
-            "effect_record", ordinal=ordinal, kind="brain", name=name, hash=digest, request=body,
-            key=effect_key(self._task, ordinal, name, body, None), result=orjson.dumps(result),
-            failed=0,
-        )  # fmt: skip
+        effect = {
+            "ordinal": ordinal, "kind": "brain", "name": name, "hash": digest, "request": body,
+            "key": effect_key(self.task, ordinal, name, body, None),
+            "call_id": f"{self.task.task_id}.{ordinal}.{self.task.attempt}",
+        }  # fmt: skip
+        result = dict(await answer(_Streamed(self, effect)))
+        updates = [self.update(update) for update in result.pop("updates", [])]
+        record = self.bind("effect_record", **effect, result=orjson.dumps(result), failed=0)
         faultpoint("before_result")
-        await self._database.apply(
-            *self._audit(decision), *(self._update(update) for update in updates), record, live=True
-        )
+        audit = self.audit(decision) if decision is not None else []
+        await self.apply(*audit, *updates, record)
         faultpoint("after_result")
         return result
 
@@ -178,138 +200,158 @@ class Journal:
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
         """Carry out the calls of one answer; ordinals follow their order."""
         entries = [_Entry(self, call, self._ordinal()) for call in calls]
-        open_entries = [entry for entry in entries if not entry.settle_from_journal()]
-        await self._ask(open_entries)
-        await self._intend([entry for entry in open_entries if entry.result is None])
-        await self._dispatch([entry for entry in open_entries if entry.result is None])
+        await self._ask([entry for entry in entries if not entry.settle_from_journal()])
+        await self._intend([entry for entry in entries if entry.result is None])
+        await _dispatch([entry for entry in entries if entry.result is None])
         return [entry.answer() for entry in entries]
-
-    async def _dispatch(self, entries: list[_Entry]) -> None:
-        """All at once; every one has ended before the attempt goes on or ends."""
-        ended = await asyncio.gather(
-            *(entry.carry_out() for entry in entries), return_exceptions=True
-        )
-        errors = [error for error in ended if error is not None]
-        parked = [error for error in errors if isinstance(error, Park)]
-        for error in errors:
-            if not isinstance(error, (Park, Retryable)):
-                raise error
-        if parked:
-            parts = [part for error in parked for part in error.parts]
-            raise Park(parked[0].reason, parts)
-        if errors:
-            raise errors[0]
 
     async def _ask(self, entries: list[_Entry]) -> None:
         """Denied calls are recorded as such; asked ones go on only when a person said yes."""
-        parts: list[Any] = []
+        parts: list[_Part] = []
         asked = False
         for entry in entries:
-            verdict = None if entry.call.decision is None else entry.call.decision.effect
-            if verdict is Verdict.ALLOW and entry.digest in self._told:
-                verdict = Verdict.ASK  # the equal of a call whose outcome nobody knows (E-3)
-            if verdict is Verdict.DENY and entry.row is None:
-                parts += entry.refuse("denied", entry.call.decision.reason)  # type: ignore[union-attr]
-            elif verdict is Verdict.ASK and (entry.row is None or entry.row["state"] != "unknown"):
-                approval = self._approval(entry)
+            verdict = entry.verdict()
+            if verdict is Verdict.DENY:
+                decision = entry.call.decision
+                parts += entry.refuse("denied", "" if decision is None else decision.reason)
+            elif verdict is Verdict.ASK:
+                approval = self.approval(entry.ordinal, entry.digest)
                 if approval is None:
                     parts += self._open(entry)
                     asked = True
                 elif approval["state"] == "open":
                     asked = True
                 elif not approval["allowed"]:
-                    why = (
-                        "the approval expired"
-                        if approval["state"] == "expired"
-                        else "a person said no"
-                    )
+                    expired = approval["state"] == "expired"
+                    why = "the approval expired" if expired else "a person said no"
                     parts += entry.refuse("rejected", why)
         if asked:
             raise Park("approval", parts)
         if parts:
-            await self._database.apply(*parts, live=True)
+            await self.apply(*parts)
 
-    def _approval(self, entry: _Entry) -> _Row | None:
-        found = None
-        for row in self._approvals:
-            if row["ordinal"] == entry.ordinal and row["digest"] == entry.digest:
-                found = row
-        return found
-
-    def _open(self, entry: _Entry) -> list[Any]:
-        now = self._clock.wall_ms()
+    def _open(self, entry: _Entry) -> list[_Part]:
+        """Ask a person: durable before anybody sees it."""
+        call = entry.call
         approval_id = self._clock.new_id("approval")
-        tool_call = {} if entry.call.announce is None else entry.call.announce(entry.call_id)
-        update = {k: v for k, v in tool_call.items() if k != "sessionUpdate"}
+        announced = call.announce and call.announce(entry.call_id, "pending")
+        shown = {name: value for name, value in (announced or {}).items() if name != _UPDATE}
         request = {
-            "sessionId": self._task.session_id,
-            "toolCall": update or {"toolCallId": entry.call_id, "title": entry.call.title},
+            "sessionId": self.task.session_id,
+            "toolCall": shown or {"toolCallId": entry.call_id, "title": call.title},
             "options": [
                 {"optionId": "allow", "name": "Allow once", "kind": "allow_once"},
                 {"optionId": "reject", "name": "Reject", "kind": "reject_once"},
             ],
-            "_meta": {
-                "goclaw": {
-                    "approvalId": approval_id,
-                    "reason": entry.call.decision.reason if entry.call.decision else "",
-                }
-            },
+            "_meta": {"goclaw": {"approvalId": approval_id, "reason": entry.why_asked()}},
         }
-        announce = [self._update(tool_call)] if tool_call else []
         return [
-            *announce,
-            self._bind(
+            *self.audit(*call.decisions),
+            *([self.update(announced)] if announced and entry.row is None else []),
+            self.bind(
                 "approval_open", approval_id=approval_id, ordinal=entry.ordinal,
                 digest=entry.digest, request=orjson.dumps(request),
-                expires_at=now + limits.APPROVAL_MS,
+                expires_at=self._clock.wall_ms() + limits.APPROVAL_MS,
             ),
         ]  # fmt: skip
 
     async def _intend(self, entries: list[_Entry]) -> None:
         """Commit every intent of the answer before the first dispatch; pure ones need no wait."""
-        faultpoint("before_intent")
         unsettled = [entry for entry in entries if not await entry.settle_unknown()]
+        # A wait's intent commits with the suspension: once it is there, the wait has begun.
+        unsettled = [entry for entry in unsettled if not entry.call.wait_ms]
         if not unsettled:
             return
-        parts = [part for entry in unsettled for part in entry.intent()]
-        waiting = self._database.apply(*parts, live=True)
-        if all(entry.call.effect_class is EffectClass.PURE for entry in unsettled):
-            # Nothing to be afraid of: the result's commit comes behind it in the same queue.
+        faultpoint("before_intent")
+        waiting = self.apply(*(part for entry in unsettled for part in entry.intent()))
+        if all(entry.is_harmless for entry in unsettled):
+            # The result's commit comes behind it in the same queue, and its error with it.
+            for entry in unsettled:
+                entry.intending = waiting
             waiting.add_done_callback(lambda future: future.cancelled() or future.exception())
         else:
-            committed = await waiting
-            index = 0
-            for entry in unsettled:
-                index = entry.intended(committed.parts, index)
+            try:
+                committed = await waiting
+            except (IdempotencyConflict, EffectUnknown):
+                await self._intend_each(unsettled)
+            else:
+                index = 0
+                for entry in unsettled:
+                    index = entry.intended(committed.parts, index)
         faultpoint("after_intent")
+
+    async def _intend_each(self, entries: list[_Entry]) -> None:
+        """One of the intents has the key of another call: it is refused, the others are made."""
+        for entry in entries:
+            try:
+                committed = await self.apply(*entry.intent())
+            except (IdempotencyConflict, EffectUnknown) as error:
+                await self.apply(*entry.refuse("failed", _CONFLICTS[type(error)], error.code))
+            else:
+                entry.intended(committed.parts, 0)
 
     # -- durable waits -------------------------------------------------------------------------
 
     async def sleep(self, wait_ms: int) -> None:
-        """Park until the time has come; the wake is recorded, a crash does not start it anew."""
-        ordinal = self._ordinal()
+        """Park until the time has come; a crash does not start it anew (E-9)."""
+
+        async def woken(_key: str, _cancelled: asyncio.Event) -> Done:
+            return Done(b"null")
+
         body = orjson.dumps({"ms": wait_ms})
-        row = self._recorded(ordinal, request_hash("sleep", "sleep", body))
-        if row is not None and row["state"] == "result":
-            return
-        record = self._wait_record(ordinal, "sleep", body)
-        raise Park("sleep", [record], due_ms=wait_ms)
+        call = Call("sleep", "sleep", body, EffectClass.PURE, woken, wait_ms=wait_ms)
+        await self.perform([call])
 
     async def wait_signal(self, name: str) -> bytes:
         """Answer with the first signal of that name, parking until it is there."""
-        ordinal = self._ordinal()
-        self._recorded(ordinal, request_hash("signal", name, b"{}"))
+        self.recorded(self._ordinal(), request_hash("signal", name, b"{}"))
         if name in self._signals:
             return self._signals[name]
         raise Park(f"signal:{name}")
 
-    def _wait_record(self, ordinal: int, kind: str, body: bytes) -> Any:
-        # The sleep's record commits with the suspension: once parked, the next attempt is past it.
-        return self._bind(
-            "effect_record", ordinal=ordinal, kind=kind, name=kind, request=body, result=b"null",
-            hash=request_hash(kind, kind, body), failed=0,
-            key=effect_key(self._task, ordinal, kind, body, None),
-        )  # fmt: skip
+
+_UPDATE: Final = "sessionUpdate"
+_CONFLICTS: Final[dict[type[GoclawError], str]] = {
+    IdempotencyConflict: "its key was used before with other arguments; nothing ran",
+    EffectUnknown: "a call with its key is under way, or nobody knows whether it happened",
+}
+
+
+async def _dispatch(entries: list[_Entry]) -> None:
+    """All at once; every one has ended before the attempt goes on or ends."""
+    ended = await asyncio.gather(*(entry.carry_out() for entry in entries), return_exceptions=True)
+    errors = [error for error in ended if error is not None]
+    parked = [error for error in errors if isinstance(error, Park)]
+    for error in errors:
+        if not isinstance(error, (Park, Retryable)):
+            raise error
+    if parked:
+        parts = [part for error in parked for part in error.parts]
+        # A wait goes first: what is unknown beside it parks the attempt again when it is over.
+        waits = [error for error in parked if error.due_ms is not None]
+        due_ms = max((error.due_ms or 0 for error in waits), default=None)
+        raise Park((waits or parked)[0].reason, parts, due_ms=due_ms)
+    if errors:
+        raise errors[0]
+
+
+class _Streamed:
+    """Updates of an answer that is still being made. The first one journals that it has begun, so
+    that whatever ends the attempt closes the message (B-3)."""
+
+    def __init__(self, journal: Journal, effect: dict[str, Any]) -> None:
+        self._journal, self._effect = journal, effect
+        self._begun = False
+        self.message_id: str = effect["call_id"]
+
+    async def send(self, updates: Sequence[dict[str, Any]]) -> None:
+        """See Stream."""
+        parts = [self._journal.update(update) for update in updates]
+        if not self._begun:
+            pure = {"class": str(EffectClass.PURE)}
+            parts.insert(0, self._journal.bind("effect_intent", **self._effect, **pure))
+        await self._journal.apply(*parts)
+        self._begun = True
 
 
 class _Entry:
@@ -320,197 +362,212 @@ class _Entry:
         self.call = call
         self.ordinal = ordinal
         self.digest = request_hash(call.kind, call.name, call.request)
-        self.key = effect_key(journal._task, ordinal, call.name, call.request, call.designated_key)
-        self.call_id = f"{journal._task.task_id}.{ordinal}"
-        self.row = journal._recorded(ordinal, self.digest)
+        self.key = effect_key(journal.task, ordinal, call.name, call.request, call.designated_key)
+        self.call_id = f"{journal.task.task_id}.{ordinal}"
+        self.row = journal.recorded(ordinal, self.digest)
         self.result: CallResult | None = None
+        self.intending: asyncio.Future[Committed] | None = None
+        """The commit of an intent that nobody waited for."""
+        self._intent_at = self._parts_count = 0
 
     def answer(self) -> CallResult:
+        """The result; every entry has one in the end."""
         assert self.result is not None
         return self.result
 
-    def _result(self, output: bytes, failed: bool, status: str) -> CallResult:
-        return CallResult(self.ordinal, self.call_id, output, failed, status)
+    def _result(self, output: bytes, failed: int) -> CallResult:
+        return CallResult(self.ordinal, self.call_id, output, bool(failed), STATUSES[failed])
+
+    @property
+    def _state(self) -> EffectState | None:
+        return None if self.row is None else EffectState(self.row["state"])
+
+    @property
+    def is_harmless(self) -> bool:
+        """Nothing is lost when it is dispatched and its intent is not on disk."""
+        owed = any(decision.obligations for decision in self.call.decisions)
+        return self.call.effect_class is EffectClass.PURE and not owed
 
     def settle_from_journal(self) -> bool:
         """True when the record answers (E-2)."""
-        if self.row is None or self.row["state"] != "result":
+        if self.row is None or self._state is not EffectState.RESULT:
             return False
-        failed = bool(self.row["failed"])
-        output = self.row["result"] or b"null"
         self.result = replace(
-            self._result(output, failed, _status_of(output, failed)), replayed=True
+            self._result(self.row["result"] or b"null", self.row["failed"]), replayed=True
         )
         return True
 
+    # -- may it be sent? -----------------------------------------------------------------------
+
+    def verdict(self) -> Verdict:
+        """What the policy, the brain or an unknown equal says about sending it (again)."""
+        if self._state in (EffectState.UNKNOWN, EffectState.INTENT) or self._waited:
+            return Verdict.ALLOW  # nothing is sent; a keyed call is not sent again when denied
+        decision = self.call.decision
+        found = Verdict.ALLOW if decision is None else decision.effect
+        if found is Verdict.ALLOW and (self.call.question or self.digest in self._journal.told):
+            return Verdict.ASK
+        return found
+
+    def why_asked(self) -> str:
+        """For the person who is asked."""
+        decision = self.call.decision
+        if decision is not None and decision.effect is Verdict.ASK:
+            return decision.reason
+        if self.digest in self._journal.told:
+            return "the same call was made before, and nobody knows whether it happened"
+        return ""
+
     @property
-    def _announced(self) -> bool:
-        journal = self._journal
-        return self.row is not None or any(
-            row["ordinal"] == self.ordinal for row in journal._approvals
-        )
+    def _waited(self) -> bool:
+        # The row of a wait commits with the suspension, which only its time ends.
+        return bool(self.call.wait_ms) and self.row is not None
 
-    def refuse(self, status: str, why: str) -> list[Any]:
+    def _shown(self, status: str) -> list[_Part]:
+        """What tells clients of the call before its result."""
+        call, journal = self.call, self._journal
+        if call.announce is None or self.row is not None:
+            return []
+        if journal.approval(self.ordinal, self.digest) is None:
+            return [journal.update(call.announce(self.call_id, status))]
+        update = {_UPDATE: "tool_call_update", "toolCallId": self.call_id, "status": status}
+        return [journal.update(update)] if status == "in_progress" else []
+
+    def refuse(self, status: str, why: str, code: str | None = None) -> list[_Part]:
         """Record that the call was not made, so that every later attempt says the same."""
-        call, journal = self.call, self._journal
-        output = orjson.dumps({"error": f"{status}: {why}", "status": status})
-        self.result = self._result(output, True, status)
-        parts = journal._audit(call.decision)
-        if call.announce is not None and not self._announced:
-            parts.append(journal._update(call.announce(self.call_id)))
-        if call.report is not None:
-            parts.append(journal._update(call.report(self.call_id, self.result)))
-        parts.append(
-            journal._bind(
-                "effect_record",
-                ordinal=self.ordinal,
-                kind=call.kind,
-                name=call.name,
-                key=self.key,
-                hash=self.digest,
-                request=call.request,
-                result=output,
-                failed=1,
-                call_id=self.call_id,
-            )
-        )
-        return parts
+        output = orjson.dumps({"error": why, "code": code or status})
+        self.result = self._result(output, STATUSES.index(status))
+        parts = [*self._journal.audit(*self.call.decisions), *self._shown("pending")]
+        return [*parts, *self._recorded(output, STATUSES.index(status))]
 
-    def intent(self) -> list[Any]:
+    # -- intent --------------------------------------------------------------------------------
+
+    def intent(self) -> list[_Part]:
         """The parts that commit before dispatch."""
-        call, journal = self.call, self._journal
-        parts = journal._audit(call.decision)
+        journal = self._journal
+        parts = [*journal.audit(*self.call.decisions), *self._shown("in_progress")]
+        self._intent_at = len(parts)
         parts.append(
-            journal._bind(
-                "effect_intent",
-                ordinal=self.ordinal,
-                kind=call.kind,
-                name=call.name,
-                hash=self.digest,
-                key=self.key,
-                request=call.request,
-                call_id=self.call_id,
-                **{"class": str(call.effect_class)},
-            )
+            journal.bind("effect_intent", **self._named, **{"class": str(self.call.effect_class)})
         )
         self._parts_count = len(parts)
-        self._intent_at = len(parts) - 1
-        if call.announce is not None and not self._announced:
-            parts.append(journal._update(call.announce(self.call_id)))
-            self._parts_count += 1
         return parts
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        call = self.call
+        return {
+            "ordinal": self.ordinal, "kind": call.kind, "name": call.name, "hash": self.digest,
+            "key": self.key, "request": call.request, "call_id": self.call_id,
+        }  # fmt: skip
 
     def intended(self, parts: list[tuple[Any, ...]], index: int) -> int:
         """Read the journal's answer to the intent; the index behind this entry's parts."""
-        state, output, failed, deduplicated, _, _ = parts[index + self._intent_at]
-        if state == "result" and deduplicated:
-            self.result = replace(
-                self._result(output or b"null", bool(failed), _status_of(output, bool(failed))),
-                replayed=True,
-            )
+        state, output, failed, *_ = parts[index + self._intent_at]
+        if state == EffectState.RESULT:
+            self.result = replace(self._result(output or b"null", failed), replayed=True)
         return index + self._parts_count
 
     async def settle_unknown(self) -> bool:
         """An effect of an earlier attempt whose outcome nobody knows (E-3); True when answered."""
-        if self.row is None or self.row["state"] != "unknown":
-            return False
-        if self.call.effect_class is EffectClass.KEYED:
+        if self.row is None or self._state is not EffectState.UNKNOWN:
             return False
         journal = self._journal
-        if self.call.effect_class is EffectClass.PROBEABLE and self.call.probe is not None:
-            verdict = await self.call.probe()
-            if isinstance(verdict, Done):
-                await self._record(verdict, journal._adopt(self.ordinal))
-                return True
-            if verdict is False:
-                await journal._database.apply(
-                    journal._adopt(self.ordinal),
-                    journal._bind(
-                        "effect_result", ordinal=self.ordinal, state="retryable", failed=0
-                    ),
-                    live=True,
-                )
-                return False
-        if journal._task.on_unknown == "suspend":
+        adopt = journal.bind("effect_adopt", ordinal=self.ordinal)
+        found = None if self.call.probe is None else await self.call.probe()
+        if isinstance(found, Done):
+            await self._commit_result(found.output, int(found.failed), adopt)
+            return True
+        if found is False:
+            await journal.apply(adopt, self._closed(EffectState.RETRYABLE))
+            return False
+        if journal.task.on_unknown == "suspend":
             raise Park("effect_unknown")
-        await self._tell(journal._adopt(self.ordinal))
+        await self._tell(adopt)
         return True
 
-    async def _tell(self, *before: Any) -> None:
+    async def _tell(self, *before: _Part) -> None:
         """``tell_brain``: the brain gets to know that nobody knows."""
-        output = orjson.dumps({"error": UNKNOWN_TEXT, "status": "unknown"})
-        self._journal._told.add(self.digest)
-        self.result = self._result(output, True, "unknown")
-        await self._commit_result(output, failed=True, before=before)
+        output = orjson.dumps({"error": UNKNOWN_TEXT, "code": "effect_unknown"})
+        self._journal.told.add(self.digest)
+        await self._commit_result(output, _UNKNOWN, *before)
 
-    async def _record(self, done: Done, *before: Any) -> None:
-        failed = done.failed
-        self.result = self._result(done.output, failed, "failed" if failed else "completed")
-        await self._commit_result(done.output, failed=failed, before=before)
-
-    async def _commit_result(
-        self, output: bytes, *, failed: bool, before: Sequence[Any] = ()
-    ) -> None:
-        journal, call = self._journal, self.call
-        assert self.result is not None
-        parts = [
-            *before,
-            journal._bind(
-                "effect_result", ordinal=self.ordinal, state="result", result=output,
-                failed=int(failed),
-            ),
-        ]  # fmt: skip
-        if call.report is not None:
-            parts.append(journal._update(call.report(self.call_id, self.result)))
-        await journal._database.apply(*parts, live=True)
-
-    async def _close(self, state: str) -> None:
-        journal = self._journal
-        await journal._database.apply(
-            journal._bind("effect_result", ordinal=self.ordinal, state=state, failed=0), live=True
-        )
+    # -- dispatch and result -------------------------------------------------------------------
 
     async def carry_out(self) -> None:
         """Dispatch and record; nothing but a definite answer is recorded as a result."""
+        call = self.call
+        if call.wait_ms and not self._waited:
+            raise Park("sleep", self.intent(), due_ms=call.wait_ms)
         try:
-            done = await self.call.dispatch(self.key, self._journal._cancelled)
+            done = await call.dispatch(self.key, self._journal.cancelled)
         except Retryable:
-            await self._close("retryable")
+            await self._journal.apply(self._closed(EffectState.RETRYABLE))
             raise
+        except asyncio.CancelledError as error:
+            current = asyncio.current_task()
+            if self._journal.cancelled.is_set() or current is None or current.cancelling():
+                raise  # the attempt is over; whoever ended it has marked the intent
+            await self._unclear(error)
+            return
         except (Unclear, TimeoutError, ConnectionError) as error:
             await self._unclear(error)
             return
-        except asyncio.CancelledError:
-            # The lease is gone with the attempt; whoever ended it has marked the intent.
-            raise
+        except Exception as error:  # the edge of a tool's code: a fault there tells nothing
+            _log.exception("the tool raised", extra={"data": {"tool": call.name}})
+            await self._unclear(error)
+            return
         faultpoint("before_result")
-        await self._record(done)
+        await self._commit_result(done.output, int(done.failed))
         faultpoint("after_result")
 
-    async def _unclear(self, error: Exception) -> None:
-        match self.call.effect_class:
+    def _closed(self, state: EffectState) -> _Part:
+        return self._journal.bind("effect_result", ordinal=self.ordinal, state=str(state), failed=0)
+
+    def _recorded(self, output: bytes, failed: int) -> list[_Part]:
+        """A record that needs no intent, and what tells clients of it."""
+        assert self.result is not None
+        call, journal = self.call, self._journal
+        parts = [journal.bind("effect_record", **self._named, result=output, failed=failed)]
+        if call.report is not None:
+            parts.append(journal.update(call.report(self.call_id, self.result)))
+        return parts
+
+    async def _commit_result(self, output: bytes, failed: int, *before: _Part) -> None:
+        journal, call = self._journal, self.call
+        self.result = self._result(output, failed)
+        if self._waited:
+            await journal.apply(*self._recorded(output, failed))
+            return
+        parts = [
+            *before,
+            journal.bind(
+                "effect_result", ordinal=self.ordinal, state=str(EffectState.RESULT),
+                result=output, failed=failed,
+            ),
+        ]  # fmt: skip
+        if call.report is not None:
+            parts.append(journal.update(call.report(self.call_id, self.result)))
+        try:
+            await journal.apply(*parts)
+        except IllegalTransition:
+            if self.intending is not None:
+                await self.intending  # the intent failed first: its error is the reason
+            raise
+
+    async def _unclear(self, error: BaseException) -> None:
+        """Dispatch ended without a definite answer (E-3)."""
+        journal, call = self._journal, self.call
+        code = f"no_answer:{call.name}"
+        match call.effect_class:
             case EffectClass.PURE | EffectClass.KEYED:
-                await self._close("retryable")
-                raise Retryable("no_answer", f"{self.call.name}: {error}") from error
+                await journal.apply(self._closed(EffectState.RETRYABLE))
+                raise Retryable("no_answer", f"{call.name}: {error}", fingerprint=code) from error
             case EffectClass.PROBEABLE:
-                await self._close("unknown")
-                raise Retryable("no_answer", f"{self.call.name}: {error}") from error
+                await journal.apply(self._closed(EffectState.UNKNOWN))
+                raise Retryable("no_answer", f"{call.name}: {error}", fingerprint=code) from error
+            case _ if journal.task.on_unknown == "suspend":
+                raise Park("effect_unknown", [self._closed(EffectState.UNKNOWN)]) from error
             case _:
-                if self._journal._task.on_unknown == "suspend":
-                    part = self._journal._bind(
-                        "effect_result", ordinal=self.ordinal, state="unknown", failed=0
-                    )
-                    raise Park("effect_unknown", [part]) from error
-                await self._close("unknown")
+                await journal.apply(self._closed(EffectState.UNKNOWN))
                 await self._tell()
-
-
-def _status_of(output: bytes | None, failed: bool) -> str:
-    if not failed:
-        return "completed"
-    try:
-        found = orjson.loads(output or b"null")
-    except orjson.JSONDecodeError:
-        return "failed"
-    status = found.get("status") if isinstance(found, dict) else None
-    return status if status in ("denied", "rejected", "unknown") else "failed"

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from goclaw.core import limits, log
-from goclaw.core.errors import GoclawError, LeaseLost, Nondeterminism, StorageFailed
+from goclaw.core.errors import (
+    GoclawError,
+    IllegalTransition,
+    LeaseLost,
+    Nondeterminism,
+    StorageFailed,
+)
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Failed, Outcome, Retryable, Succeeded, Suspended
 from goclaw.engine.effects import Journal, Park
@@ -25,8 +31,10 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
     from goclaw.core.decisions import Decision
-    from goclaw.core.records import Call, CallResult, Runner, Session, Task
+    from goclaw.core.records import Call, CallResult, Runner, Session, Stream, Task
     from goclaw.store import Database
+
+    _Part = tuple[int, tuple[Any, ...]]
 
 __all__ = ["LiveAttempt"]
 
@@ -49,36 +57,24 @@ class LiveAttempt:
         self.cancelled = asyncio.Event()
         self.ended_by: str | None = None
         """Why the attempt was stopped from outside: canceled, lease_lost, shutdown."""
+        self.ending = False
+        """Its last word is on its way: what commits from here on may be that."""
         self._database, self._clock, self._queue = database, clock, queue
         self._journal: Journal | None = None
         self._running: asyncio.Task[Outcome] | None = None
 
     # -- for the runner ------------------------------------------------------------------------
 
-    async def emit(self, update: dict[str, Any]) -> int:
-        """See Attempt."""
-        committed = await self._database.write(
-            "append", live=True, tid=self.task.tid, token=self.token, kind=0, type="update",
-            payload=orjson.dumps(update), now=self._clock.wall_ms(),
-        )  # fmt: skip
-        event_id: int = committed.parts[0][0]
-        return event_id
-
     async def think(
         self,
         name: str,
         request: dict[str, Any],
-        answer: Callable[[Callable[[dict[str, Any]], Awaitable[None]]], Awaitable[dict[str, Any]]],
+        answer: Callable[[Stream], Awaitable[dict[str, Any]]],
         *,
         decision: Decision | None = None,
     ) -> dict[str, Any]:
         """See Attempt."""
-
-        async def stream(update: dict[str, Any]) -> None:
-            await self.emit(update)
-
-        journal = await self._opened()
-        return await journal.think(name, request, lambda: answer(stream), decision=decision)
+        return await (await self._opened()).think(name, request, answer, decision=decision)
 
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
         """See Attempt."""
@@ -113,26 +109,48 @@ class LiveAttempt:
 
     # -- for the scheduler ---------------------------------------------------------------------
 
-    async def run(self, runner: Runner) -> None:
-        """Run to the end, which is on disk when this returns (or the lease is lost)."""
+    async def run(
+        self, runner: Runner, following: Callable[[], _Part | None]
+    ) -> tuple[Any, ...] | None:
+        """Run to the end, which is on disk when this returns (or the lease is lost, or runs out).
+
+        ``following`` may name a part that commits with the last word: the lane's next claim. It is
+        asked again for each try. Answers what that part returned, None when it did not commit.
+        """
         with log.bound(
             trace=self.task.trace, session=self.task.session_id, run=self.task.run_id,
             task=self.task.task_id, attempt=self.task.attempt,
         ):  # fmt: skip
-            faultpoint("after_claim")
-            self._running = asyncio.ensure_future(self._outcome(runner))
             try:
-                outcome = await self._running
-            except asyncio.CancelledError:
-                current = asyncio.current_task()
-                if self.ended_by is None and current is not None and current.cancelling():
-                    raise
-                await self.hand_back()
-                return
-            try:
-                await self._end(outcome)
+                faultpoint("after_claim")
+                outcome = await self._ran(runner)
+                if outcome is None or isinstance(outcome, Suspended):
+                    return None
+                return await self._end(outcome, following)
             except LeaseLost:
                 _log.info("lease lost", extra={"data": {"ended_by": self.ended_by}})
+            except (GoclawError, OSError) as error:
+                # The lease runs out and the task is reclaimed.
+                _log.error("attempt not ended", extra={"data": {"error": str(error)}})
+            return None
+
+    async def _ran(self, runner: Runner) -> Outcome | None:
+        """What the runner came to; None when it was stopped and has nothing more to say."""
+        self._running = asyncio.ensure_future(self._outcome(runner))
+        try:
+            outcome = await self._running
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self.ended_by is None:
+                if current is not None and current.cancelling():
+                    raise
+                return _fault(asyncio.CancelledError("nobody had cancelled it"))
+            await self._hand_back()
+            return None
+        if self.ended_by == "shutdown" and isinstance(outcome, Failed):
+            await self._hand_back()  # what a stop broke is no failure (Q-5)
+            return None
+        return outcome
 
     def stop(self, why: str) -> None:
         """End the attempt from outside: its dispatches are interrupted, its words count no more."""
@@ -151,7 +169,7 @@ class LiveAttempt:
             )
         except LeaseLost:
             self.stop("lease_lost")
-        except StorageFailed as error:
+        except GoclawError as error:
             _log.error("heartbeat failed", extra={"data": {"error": str(error)}})
 
     async def _outcome(self, runner: Runner) -> Outcome:
@@ -168,71 +186,116 @@ class LiveAttempt:
             raise
         except Nondeterminism as error:
             _log.error(error.message, extra={"data": error.data})
-            return await self._park(Park("nondeterminism"))
-        except StorageFailed as error:
+            return await self._park(Park("nondeterminism", detail=error.data))
+        except (StorageFailed, IllegalTransition) as error:
+            # The latter: an operator settled the effect meanwhile. The next attempt reads it anew.
             return Failed(error.code, error.message, retryable=True, fingerprint=error.code)
         except GoclawError as error:
             return Failed(error.code, error.message)
         except Exception as error:  # the edge of a brain's code: a fault there fails its attempt
             _log.exception("the brain raised")
-            name = type(error).__name__
-            return Failed("brain_fault", f"{name}: {error}", retryable=True, fingerprint=name)
+            return _fault(error)
 
     async def _park(self, park: Park) -> Suspended:
+        self.ending = True
         now, mono = self._clock.wall_ms(), self._clock.mono_ms()
         due = park.due_ms
         suspend = self._database.bind(
             "suspend", tid=self.task.tid, token=self.token, now=now, reason=park.reason,
             hash=_digest("suspend", park.reason),
+            detail=None if park.detail is None else orjson.dumps(park.detail).decode(),
             due_mono=None if due is None else mono + due, due_at=None if due is None else now + due,
         )  # fmt: skip
         await self._database.apply(*park.parts, suspend, live=True)
         return Suspended(park.reason)
 
-    async def _end(self, outcome: Outcome) -> None:
-        common = {"tid": self.task.tid, "token": self.token, "now": self._clock.wall_ms()}
+    async def _end(
+        self, outcome: Succeeded | Failed, following: Callable[[], _Part | None]
+    ) -> tuple[Any, ...] | None:
+        """Put the end on disk; while the disk refuses, again, as long as the lease is ours."""
+        self.ending = True
         faultpoint("before_complete")
-        match outcome:
-            case Succeeded(stop_reason, result):
-                await self._database.write(
-                    "complete", live=True, **common, stop_reason=stop_reason, result=result,
-                    hash=_digest("complete", stop_reason, result),
-                )  # fmt: skip
-            case Failed():
-                await self._fail(outcome, common)
-            case Suspended():
-                return
+        word = self._completed(outcome) if isinstance(outcome, Succeeded) else self._failed(outcome)
+        while True:
+            claim = following()
+            parts = (word,) if claim is None else (word, claim)
+            try:
+                committed = await self._database.apply(*parts, live=True)
+                break
+            except IllegalTransition as error:
+                if claim is None:
+                    raise
+                _log.error("claim refused", extra={"data": {"error": str(error)}})
+                following = _nothing
+            except StorageFailed as error:
+                _log.error("end not on disk", extra={"data": {"error": str(error)}})
+                if await self._stopped_within(limits.BUSY_MS_MAX):
+                    return None
         faultpoint("after_complete")
+        return None if claim is None else committed.parts[1]
 
-    async def _fail(self, outcome: Failed, common: dict[str, Any]) -> None:
-        wait_ms = self._backoff_ms(outcome.retry_after_ms)
-        await self._database.write(
-            "fail", live=True, **common, code=outcome.code, message=outcome.message,
-            retryable=int(outcome.retryable), fingerprint=outcome.fingerprint,
+    async def _stopped_within(self, wait_ms: int) -> bool:
+        try:
+            async with asyncio.timeout(wait_ms / 1000):
+                await self.cancelled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _completed(self, outcome: Succeeded) -> _Part:
+        if len(outcome.result) > limits.RESULT_BYTES_MAX:
+            return self._failed(
+                Failed("too_large", f"The result has over {limits.RESULT_BYTES_MAX} bytes.")
+            )
+        return self._database.bind(
+            "complete", tid=self.task.tid, token=self.token, now=self._clock.wall_ms(),
+            stop_reason=outcome.stop_reason, result=outcome.result,
+            hash=_digest("complete", outcome.stop_reason, outcome.result),
+        )  # fmt: skip
+
+    def _failed(self, outcome: Failed) -> _Part:
+        now, wait_ms = self._clock.wall_ms(), self._backoff_ms(outcome.retry_after_ms)
+        # An error's text comes from anywhere: file names that are no UTF-8, whole documents.
+        message = outcome.message[: limits.MESSAGE_CHARS_MAX].encode("utf-8", "replace").decode()
+        return self._database.bind(
+            "fail", tid=self.task.tid, token=self.token, now=now, code=outcome.code,
+            message=message, retryable=int(outcome.retryable), fingerprint=outcome.fingerprint,
             poison=self._queue.poison, due_mono=self._clock.mono_ms() + wait_ms,
-            due_at=common["now"] + wait_ms,
-            hash=_digest("fail", outcome.code, outcome.message, str(outcome.retryable)),
+            due_at=now + wait_ms,
+            hash=_digest("fail", outcome.code, message, str(outcome.retryable)),
         )  # fmt: skip
 
     def _backoff_ms(self, retry_after_ms: int | None) -> int:
         """Exponential with full jitter; the far side's own word counts, within the cap (Q-7)."""
         queue = self._queue
         if retry_after_ms is not None:
-            return min(retry_after_ms, queue.backoff_ms_max)
-        ceiling = min(queue.backoff_ms_max, queue.backoff_ms_min << min(self.task.attempt - 1, 32))
+            return min(max(0, retry_after_ms), queue.backoff_ms_max)
+        ceiling = min(queue.backoff_ms_max, queue.backoff_ms_min << min(self.task.failures, 32))
         return max(1, int(ceiling * self._clock.random()))
 
-    async def hand_back(self) -> None:
-        """A stop from outside: a shutdown gives the task back, all else has ended it already."""
-        if self.ended_by not in (None, "shutdown"):
+    async def _hand_back(self) -> None:
+        """A shutdown gives the task back; all else that stops an attempt has ended it already."""
+        if self.ended_by != "shutdown":
             return
+        self.ending = True
         try:
             await self._database.write(
                 "reclaim", live=True, tid=self.task.tid, token=self.token, spent=0,
-                crash_budget=limits.CRASH_BUDGET, reason="handed_back", now=self._clock.wall_ms(),
+                crash_budget=self._queue.crash_budget, reason="handed_back",
+                now=self._clock.wall_ms(),
             )  # fmt: skip
         except LeaseLost:
             _log.info("handed back too late")
+
+
+def _nothing() -> None:
+    """No claim goes with the last word."""
+
+
+def _fault(error: BaseException) -> Failed:
+    """A fault in a brain's code, or in ours: worth another attempt."""
+    name = type(error).__name__
+    return Failed("brain_fault", f"{name}: {error}", retryable=True, fingerprint=name)
 
 
 def _digest(*parts: str | bytes) -> bytes:

@@ -78,6 +78,10 @@ INSERT OR REPLACE INTO flows (sid, pool, rank, finish) VALUES (:sid, :p_pool, :p
 -- knows whether they happened (E-3).
 -- fragment: orphan_intents
 -- step: emit
+SELECT 1 AS kind, 'message.interrupted' AS type,
+       json_object('messageId', call_id, 'ordinal', ordinal) AS payload
+  FROM effects WHERE tid = :tid AND state = 'intent' AND kind = 'brain' ORDER BY ordinal;
+-- step: emit
 SELECT 1 AS kind, 'effect.unknown' AS type,
        json_object('ordinal', ordinal, 'name', name, 'class', class, 'idempotencyKey', key) AS payload
   FROM effects WHERE tid = :tid AND state = 'intent' AND class NOT IN ('pure', 'keyed')
@@ -183,7 +187,7 @@ UPDATE sessions SET open = open + 1 WHERE sid = :sid;
 -- fragment: claim_head
 -- step: expect illegal_transition
 SELECT t.task_id, t.run_id, t.kind, t.attempt + 1 AS attempt, t.max_attempts, t.parallel,
-       t.on_unknown, t.trace, t.crashes, y.payload, y.key, y.client, y.origin, s.session_id,
+       t.on_unknown, t.trace, t.crashes, t.failures, y.payload, y.key, y.client, y.origin, s.session_id,
        s.head AS event_id, s.salt, s.link, s.turn
   FROM tasks AS t JOIN task_payloads AS y ON y.tid = t.tid JOIN sessions AS s ON s.sid = t.sid
  WHERE t.tid = :tid AND t.state = 'QUEUED';
@@ -210,7 +214,7 @@ UPDATE pools SET claims = claims + 1, last_due = :due WHERE pool = :pool;
 -- program: claim pool owner token lease_until_mono policy_version aging_factor now
 -- The fair pick (Q-8): the most urgent level that is not empty, in virtual-time order, unless a
 -- head below it is due; of due heads the oldest, at most every second claim.
--- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin
+-- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
 -- step: need
 SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.last_due
   FROM heads AS h JOIN pools AS p ON p.pool = h.pool
@@ -226,12 +230,14 @@ SELECT h.sid, h.tid, h.rank, h.start, 1 AS due
  ORDER BY h.ready_at DESC;
 <<claim_head>>
 
--- program: claim_session only_sid pool owner token lease_until_mono policy_version now
--- As claim, but of one session only: the embedded daemon of `goclaw run`.
--- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin
+-- program: claim_sessions sids pool owner token lease_until_mono policy_version now
+-- As claim, but only of the sessions in a JSON list: the embedded daemon of `goclaw run`.
+-- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
 -- step: need
-SELECT h.sid, h.tid, h.rank, h.start, 0 AS due FROM heads AS h
- WHERE h.sid = :only_sid AND h.pool = :pool;
+SELECT h.sid, h.tid, h.rank, h.start, 0 AS due FROM json_each(:sids) AS j
+  JOIN heads AS h ON h.sid = j.value
+ WHERE h.pool = :pool
+ ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
 <<claim_head>>
 
 -- program: heartbeat tid token lease_until_mono
@@ -328,9 +334,10 @@ UPDATE tasks
 SELECT 'QUEUED' AS state;
 <<promote>>
 
--- program: suspend tid token hash reason due_mono due_at now
+-- program: suspend tid token hash reason detail due_mono due_at now
 -- RUNNING to SUSPENDED: the lane is free, the session's turn is held, no budget is spent. What it
--- waits for may have come while the attempt made up its mind: then it goes on at once.
+-- waits for may have come while the attempt made up its mind: then it goes on at once. detail: more
+-- fields of the event, as JSON, or NULL.
 -- returns: ended_state end_event
 -- step: run
 SELECT NULL AS sid;
@@ -342,7 +349,7 @@ SELECT ended_state, end_event FROM tasks
 -- step: expect lease_lost
 SELECT 1 WHERE :sid IS NOT NULL;
 <<orphan_intents>>
-<<event 1 | 'task.suspended' | json_object('from', 'RUNNING', 'to', 'SUSPENDED', 'reason', :reason, 'dueAt', :due_at)>>
+<<event 1 | 'task.suspended' | json_patch(json_object('from', 'RUNNING', 'to', 'SUSPENDED', 'reason', :reason, 'dueAt', :due_at), ifnull(:detail, '{}'))>>
 -- step: run
 SELECT 'SUSPENDED' AS was, 'SUSPENDED' AS ended_state, :event_id AS end_event;
 -- step: run
@@ -366,10 +373,10 @@ SELECT :was AS state;
 -- program: reclaim tid token expired_mono spent crash_budget reason now
 -- late
 -- The attempt is over without its owner's word: the lease ran out (expired_mono), the daemon died or
--- stops (expired_mono NULL). spent 1 keeps the crash that the claim reserved; 0 gives it back.
+-- stops (expired_mono NULL). tid NULL: whatever task that lease is of. spent 1 keeps the crash that the claim reserved; 0 gives it back.
 -- returns: state event_id unknown_count
 -- step: expect lease_lost
-<<task t.tid = :tid AND t.lease_token = :token AND t.state = 'RUNNING' AND (:expired_mono IS NULL OR t.lease_until_mono < :expired_mono)>>
+<<task t.tid = ifnull(:tid, (SELECT l.tid FROM tasks AS l WHERE l.state = 'RUNNING' AND l.lease_token = :token)) AND t.lease_token = :token AND t.state = 'RUNNING' AND (:expired_mono IS NULL OR t.lease_until_mono < :expired_mono)>>
 <<orphan_intents>>
 -- step: run
 SELECT CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'DEAD_LETTER'
@@ -469,6 +476,7 @@ VALUES (:tid, :ordinal, :kind, :name, :class, :e_state, :key, :hash, :request,
        updated_at = excluded.updated_at;
 <<event_when :e_state = 'intent' | 1 | 'effect.intent' | json_object('ordinal', :ordinal, 'kind', :kind, 'name', :name, 'class', :class, 'idempotencyKey', :key, 'requestHash', lower(hex(:hash)))>>
 <<event_when :e_state = 'result' | 1 | 'effect.result' | json_object('ordinal', :ordinal, 'name', :name, 'state', 'result', 'failed', json(iif(:e_failed, 'true', 'false')), 'deduplicated', json('true'))>>
+<<event_when :e_state = 'result' AND :call_id IS NOT NULL | 0 | 'update' | json_object('sessionUpdate', 'tool_call_update', 'toolCallId', :call_id, 'status', iif(:e_failed, 'failed', 'completed'))>>
 
 -- program: effect_result tid token ordinal state result failed now
 -- Close an intent of this lease: result (final), retryable (nothing was sent or the far side said
@@ -521,8 +529,9 @@ VALUES (:tid, :ordinal, :kind, :name, 'pure', 'result', :key, :hash, :request, :
 <<task t.tid = :tid>>
 -- step: expect illegal_transition
 UPDATE effects SET state = :state, result = :result, updated_at = :now
- WHERE tid = :tid AND ordinal = :ordinal AND state = 'unknown' RETURNING name;
+ WHERE tid = :tid AND ordinal = :ordinal AND state = 'unknown' RETURNING name, call_id;
 <<event 1 | 'effect.settled' | json_object('ordinal', :ordinal, 'name', :name, 'outcome', :state, 'by', :by)>>
+<<event_when :state = 'result' AND :call_id IS NOT NULL | 0 | 'update' | json_object('sessionUpdate', 'tool_call_update', 'toolCallId', :call_id, 'status', 'completed')>>
 -- step: run
 SELECT count(*) AS unsettled FROM effects WHERE tid = :tid AND state = 'unknown';
 <<requeue state = 'SUSPENDED' AND reason = 'effect_unknown' AND :unsettled = 0 | 'settled'>>

@@ -103,6 +103,8 @@ CLOCKS_ALLOWED = {
 # The edges where any error is caught, logged and counted: path and function, with the reason.
 EDGES: dict[str, str] = {
     "goclaw/skills/wasi.py:Host.enter": "native frames lie above; Sandbox.call raises it again",
+    "goclaw/engine/effects.py:_Entry.carry_out": "a tool's code: its fault leaves the effect unknown",
+    "goclaw/engine/worker.py:LiveAttempt._outcome": "a brain's code: its fault fails the attempt",
 }
 
 # No side door: a Runner is called by the engine alone, the gate by a Runner.

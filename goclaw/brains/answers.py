@@ -1,0 +1,112 @@
+"""What a brain is asked and what it answers, as values that a journal can keep (B-1).
+
+Owns the shape of an answer and its JSON form. Not in here: any brain, and the loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from goclaw.brains.deltas import Deltas
+
+__all__ = ["Answer", "Brain", "Failure", "Intent", "ToolResult", "Turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One tool call that a brain wants; checked and decided on by the gate before it runs."""
+
+    tool: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An answer that fails the attempt; ``on_attempts`` None: every one."""
+
+    code: str
+    retryable: bool
+    on_attempts: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer. Done in this order: fail, sleep, ask, call; then ``stop`` ends the run, and
+    without it the brain is asked again."""
+
+    text: str = ""
+    """What it said, as its message chunks join up to."""
+    intents: tuple[Intent, ...] = ()
+    ask: str | None = None
+    sleep_ms: int | None = None
+    fail: Failure | None = None
+    stop: str | None = None
+    """An ACP stop reason."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of the journal."""
+        fail = self.fail
+        found = {
+            "text": self.text or None,
+            "calls": [{"tool": one.tool, "arguments": one.arguments} for one in self.intents],
+            "ask": self.ask,
+            "sleepMs": self.sleep_ms,
+            "fail": fail
+            and {
+                "code": fail.code,
+                "retryable": fail.retryable,
+                "onAttempts": fail.on_attempts and list(fail.on_attempts),
+            },
+            "stop": self.stop,
+        }
+        return {name: value for name, value in found.items() if value not in (None, [])}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Answer:
+        """The answer that ``to_json`` kept, also that of an older program."""
+        fail = record.get("fail")
+        on_attempts = fail.get("onAttempts") if fail else None
+        return cls(
+            text=record.get("text", ""),
+            intents=tuple(Intent(one["tool"], one["arguments"]) for one in record.get("calls", [])),
+            ask=record.get("ask"),
+            sleep_ms=record.get("sleepMs"),
+            fail=fail
+            and Failure(
+                fail["code"], fail["retryable"], None if on_attempts is None else tuple(on_attempts)
+            ),
+            stop=record.get("stop"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What became of one intent: ``status`` is completed, failed, denied, rejected or unknown."""
+
+    name: str
+    status: str
+    output: bytes
+    """One JSON text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a brain is asked: its ``step``-th answer (from 0) of a run, after ``results``."""
+
+    prompt: str
+    step: int
+    results: tuple[ToolResult, ...]
+    """Of the answer before."""
+
+
+class Brain(Protocol):
+    """Answers turns. One object serves all sessions: what it needs to know is in the turn."""
+
+    @property
+    def name(self) -> str:
+        """The resource of its ``brain.call`` decisions."""
+
+    async def answer(self, turn: Turn, deltas: Deltas) -> Answer:
+        """The answer; what it says along the way goes into ``deltas``."""

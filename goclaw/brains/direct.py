@@ -1,0 +1,117 @@
+"""The brain without a model: slash commands call tools, so that everything works offline (B-2).
+
+Owns the reading of a command and the showing of its result. Not in here: which tools there are
+(registry), whether they may run (gate).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from goclaw.brains.answers import Answer, Intent
+
+if TYPE_CHECKING:
+    from goclaw.brains.answers import ToolResult, Turn
+    from goclaw.brains.deltas import Deltas
+    from goclaw.core.records import Tool
+    from goclaw.tools.registry import Registry
+
+__all__ = ["DirectBrain", "parse_command"]
+
+_COMMAND: Final = re.compile(r"/(?P<name>[\w-]+)(?:\s+(?P<rest>.*))?", re.DOTALL)
+
+
+class DirectBrain:
+    """Answers ``/TOOL ...`` with a call, and everything else with what commands there are."""
+
+    name = "direct"
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def answer(self, turn: Turn, deltas: Deltas) -> Answer:
+        """See Brain."""
+        if turn.step > 0:
+            for result in turn.results:
+                deltas.say(_shown(result))
+            return Answer(deltas.text, stop="end_turn")
+        intent = parse_command(turn.prompt, self._registry)
+        if isinstance(intent, Intent):
+            return Answer(intents=(intent,))
+        deltas.say(intent)
+        return Answer(deltas.text, stop="end_turn")
+
+
+def parse_command(prompt: str, registry: Registry) -> Intent | str:
+    """The call that a prompt asks for, else the sentence to answer with."""
+    match = _COMMAND.fullmatch(prompt.strip())
+    if match is None:
+        return f"No model is configured, so only commands are understood.\n\n{_help(registry)}"
+    entry = registry.get(match["name"])
+    if entry is None:
+        return f"There is no command /{match['name']}.\n\n{_help(registry)}"
+    arguments = _arguments(entry.tool, (match["rest"] or "").strip())
+    if isinstance(arguments, str):
+        return arguments
+    return Intent(entry.tool.name, arguments)
+
+
+def _arguments(tool: Tool, rest: str) -> dict[str, Any] | str:
+    """From JSON, or from the rest of the line where the tool has one plain argument."""
+    usage = f"Write /{tool.name} {tool.hint}."
+    if rest.startswith("{") or (not rest and tool.plain_argument is None):
+        try:
+            parsed = orjson.loads(rest or "{}")
+        except orjson.JSONDecodeError as error:
+            if tool.plain_argument is None:
+                return f"The arguments of /{tool.name} are no JSON: {error}. {usage}"
+        else:
+            if isinstance(parsed, dict):
+                return parsed
+    name = tool.plain_argument
+    if name is None:
+        return f"/{tool.name} takes a JSON object. {usage}"
+    if not rest:
+        return f"/{tool.name} needs its {name}. {usage}"
+    if "\n" in rest:
+        return f"/{tool.name} takes one line. {usage}"
+    kind = tool.input_schema.get("properties", {}).get(name, {}).get("type")
+    if kind not in ("number", "integer"):
+        return {name: rest}
+    try:
+        number = float(rest)
+    except ValueError:
+        return f"{rest[:80]!r} is no number. {usage}"
+    return {name: int(number) if number.is_integer() else number}
+
+
+def _help(registry: Registry) -> str:
+    commands = "\n".join(
+        f"  /{tool.name} {tool.hint} - {tool.description}" for tool in registry.tools()
+    )
+    return (
+        f"Commands:\n{commands}\n\n"
+        'Every command also takes its arguments as JSON: /word-count {"file": "README.md"}.\n'
+        "To talk to a model, start goclaw with --brain NAME; docs/brains.md lists the brains."
+    )
+
+
+def _shown(result: ToolResult) -> str:
+    """The output as it is; of a call that was not made or failed, the sentence that says why."""
+    text = result.output.decode("utf-8", "replace")
+    if result.status == "completed":
+        return text
+    parsed = orjson.loads(result.output)
+    why = parsed.get("error", text) if isinstance(parsed, dict) else text
+    return f"/{result.name} {_WORDS.get(result.status, result.status)}: {why}"
+
+
+_WORDS: Final = {
+    "failed": "failed",
+    "denied": "was denied",
+    "rejected": "was rejected",
+    "unknown": "may or may not have happened",
+}

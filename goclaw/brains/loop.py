@@ -1,0 +1,197 @@
+"""The run loop: ask the brain, carry out what it wants, ask again, until it is done (the Runner).
+
+Owns the order of steps, their bound and the result of a run. Not in here: what a step costs in
+commits (engine's journal), what a brain says (direct, script), what a tool does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from goclaw.brains.answers import Answer, ToolResult, Turn
+from goclaw.brains.deltas import Deltas
+from goclaw.brains.direct import DirectBrain
+from goclaw.brains.script import load_script
+from goclaw.core import limits
+from goclaw.core.decisions import Verdict
+from goclaw.core.errors import ConfigRefused, PolicyDenied
+from goclaw.core.records import Failed, Succeeded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from goclaw.brains.answers import Brain, Intent
+    from goclaw.core.decisions import Decision
+    from goclaw.core.records import Attempt, CallResult, Outcome, Session, Stream, Task
+    from goclaw.tools.gate import Gate
+    from goclaw.tools.registry import Registry
+
+__all__ = ["BrainRunner", "prompt_text"]
+
+_SCRIPT = "script:"
+_NOT_MADE = frozenset({"denied", "rejected"})
+
+
+class BrainRunner:
+    """Runs prompts and single tool calls. Implements ``core.records.Runner``."""
+
+    def __init__(self, registry: Registry, gate: Gate) -> None:
+        self._gate = gate
+        self._direct = DirectBrain(registry)
+
+    async def run_attempt(self, attempt: Attempt) -> Outcome:
+        """See Runner."""
+        if attempt.task.kind == "tool":
+            return await self._run_tool(attempt)
+        return await self._run_prompt(attempt)
+
+    async def _brain(self, session: Session) -> Brain:
+        """The session's brain; ConfigRefused when there is none of that name."""
+        name = session.brain
+        if name == self._direct.name:
+            return self._direct
+        if name.startswith(_SCRIPT):
+            # Read anew each time: what was answered before stands in the journal.
+            path = Path(session.cwd, name.removeprefix(_SCRIPT))
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, load_script, path)
+        raise ConfigRefused(
+            f"There is no brain {name[:80]!r}.", hint="There are direct and script:FILE."
+        )
+
+    def _may_think(self, attempt: Attempt, brain: Brain) -> Decision:
+        decision = self._gate.decide_brain(attempt.task, attempt.session, brain.name)
+        if decision.effect is not Verdict.ALLOW:
+            raise PolicyDenied(
+                f"The brain {brain.name} may not answer: {decision.reason} ({decision.rule_id}).",
+                hint="Allow brain.call for it in policy.toml.",
+                decisionId=decision.decision_id,
+                reason=decision.reason,
+            )
+        return decision
+
+    async def _run_prompt(self, attempt: Attempt) -> Outcome:
+        task, session = attempt.task, attempt.session
+        brain = await self._brain(session)
+        prompt = prompt_text(orjson.loads(task.payload)["prompt"])
+        text: list[str] = []
+        tools: list[ToolResult] = []
+        results: tuple[ToolResult, ...] = ()
+        for step in range(limits.STEPS_MAX):
+            decision = self._may_think(attempt, brain)
+            turn = Turn(prompt, step, results)
+
+            async def answer(stream: Stream, turn: Turn = turn) -> dict[str, Any]:
+                return await _answered(brain, turn, stream)
+
+            record = await attempt.think(brain.name, {"step": step}, answer, decision=decision)
+            said = Answer.from_json(record)
+            text.append(said.text)
+            fail = said.fail
+            if fail and (fail.on_attempts is None or task.attempt in fail.on_attempts):
+                return Failed(
+                    fail.code, f"The script fails here with {fail.code}.", fail.retryable,
+                    fingerprint=fail.code,
+                )  # fmt: skip
+            if said.sleep_ms is not None:
+                await attempt.sleep(said.sleep_ms)
+            results = await self._carry_out(attempt, brain, said)
+            tools += results
+            refused = said.ask is not None and results[0].status in _NOT_MADE
+            if said.stop is not None or refused:
+                return Succeeded(said.stop or "end_turn", _result("".join(text), tools))
+        return Succeeded("max_turn_requests", _result("".join(text), tools))
+
+    async def _carry_out(
+        self, attempt: Attempt, brain: Brain, answer: Answer
+    ) -> tuple[ToolResult, ...]:
+        """The question and the calls of one answer, all of which commit before any is sent."""
+        if answer.ask is not None:
+            name = "ask"
+            found = await attempt.perform([self._gate.question(answer.ask)])
+            return (_tool_result(name, found[0]),)
+        if not answer.intents:
+            return ()
+        return await self._perform(attempt, brain.name, answer.intents)
+
+    async def _perform(
+        self, attempt: Attempt, brain: str, intents: Sequence[Intent]
+    ) -> tuple[ToolResult, ...]:
+        task, session = attempt.task, attempt.session
+        calls = [
+            await self._gate.call(task, session, brain, intent.tool, intent.arguments)
+            for intent in intents
+        ]
+        found = await attempt.perform(calls)
+        return tuple(
+            _tool_result(call.name, result) for call, result in zip(calls, found, strict=True)
+        )
+
+    async def _run_tool(self, attempt: Attempt) -> Outcome:
+        """One call; its output is the task's result, its failure the task's."""
+        task: Task = attempt.task
+        payload = orjson.loads(task.payload)
+        call = await self._gate.call(
+            task, attempt.session, self._direct.name, payload["tool"], payload["arguments"]
+        )
+        (found,) = await attempt.perform([call])
+        if found.status == "completed":
+            return Succeeded(result=found.output)
+        code = {"denied": "policy_denied", "rejected": "approval_rejected"}.get(
+            found.status, "effect_unknown" if found.status == "unknown" else "tool_failed"
+        )
+        return Failed(code, _error_of(found.output))
+
+
+async def _answered(brain: Brain, turn: Turn, stream: Stream) -> dict[str, Any]:
+    deltas = Deltas(stream)
+    try:
+        answer = await brain.answer(turn, deltas)
+        return {**answer.to_json(), "updates": await deltas.rest()}
+    finally:
+        deltas.abandon()
+
+
+def prompt_text(blocks: list[dict[str, Any]]) -> str:
+    """The text of a prompt's blocks; a link is its URI."""
+    parts = []
+    for block in blocks:
+        match block.get("type"):
+            case "text":
+                parts.append(str(block.get("text", "")))
+            case "resource_link":
+                parts.append(str(block.get("uri", "")))
+            case "resource":
+                parts.append(str(block.get("resource", {}).get("text", "")))
+    return "".join(parts)
+
+
+def _tool_result(name: str, result: CallResult) -> ToolResult:
+    return ToolResult(name, result.status, result.output)
+
+
+def _error_of(output: bytes) -> str:
+    parsed = orjson.loads(output)
+    return str(parsed.get("error", "")) if isinstance(parsed, dict) else ""
+
+
+def _result(text: str, tools: list[ToolResult]) -> bytes:
+    """What ``goclaw run --json`` prints, within RESULT_BYTES_MAX: the largest outputs give way."""
+    outputs = [tool.output for tool in tools]
+    while True:
+        shown = [
+            {"name": tool.name, "status": tool.status, "output": orjson.Fragment(output)}
+            for tool, output in zip(tools, outputs, strict=True)
+        ]
+        result = orjson.dumps({"text": text, "tools": shown})
+        largest = max(range(len(outputs)), key=lambda index: len(outputs[index]), default=None)
+        if len(result) <= limits.RESULT_BYTES_MAX or largest is None or not outputs[largest]:
+            return result
+        size = len(outputs[largest])
+        outputs[largest] = orjson.dumps({"omittedBytes": size})
+        if len(outputs[largest]) >= size:
+            return orjson.dumps({"text": text[: limits.RESULT_BYTES_MAX // 8], "tools": shown[:0]})

@@ -1,0 +1,90 @@
+"""The skills as a source of tools: each call on a thread of its own, cut off when it is cancelled.
+
+Owns the threads and what a skill looks like as a tool. Not in here: the decision about a call and
+the opening of its file (tools), the sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from goclaw.core import limits
+from goclaw.core.errors import SkillCancelled, SkillRefused
+from goclaw.core.records import Done, Tool, Unclear
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from goclaw.skills.catalog import Catalog, Skill
+    from goclaw.skills.sandbox import Sandbox
+
+__all__ = ["SkillTools"]
+
+
+class SkillTools:
+    """The skills of a catalog. ``close()`` waits for calls that still run; twice is fine."""
+
+    def __init__(self, catalog: Catalog, sandbox: Sandbox) -> None:
+        self._catalog, self._sandbox = catalog, sandbox
+        # a thread waits in native code: as many as attempts may run, whatever the processors
+        self._threads = ThreadPoolExecutor(limits.SKILL_THREADS_MAX, "goclaw-skill")
+
+    def tools(self) -> Sequence[Tool]:
+        """See ToolSource."""
+        return [_tool(skill) for skill in self._catalog]
+
+    async def run(
+        self,
+        tool: Tool,
+        arguments: dict[str, Any],
+        *,
+        key: str,
+        cancelled: asyncio.Event,
+        files: Mapping[str, int],
+    ) -> Done:
+        """See ToolSource."""
+        skill = self._catalog.get(tool.name)
+        if skill is None:
+            raise SkillRefused(f"{tool.name} is no longer there.")
+        cancel = threading.Event()
+        stdin_fd = files.get(tool.file_argument or "")
+        request = orjson.dumps(arguments)
+
+        def work() -> bytes:
+            return self._sandbox.call(skill, request, stdin_fd, cancel=cancel).output
+
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return Done(await asyncio.shield(running))
+        except asyncio.CancelledError:
+            cancel.set()
+            # The file is closed by the caller: not before the skill has stopped reading it.
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()
+            raise
+        except SkillCancelled as error:
+            raise Unclear("the sandbox was closed") from error
+
+    def close(self) -> None:
+        """See the class."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _tool(skill: Skill) -> Tool:
+    manifest = skill.manifest
+    return Tool(
+        name=skill.name,
+        source="builtin" if skill.source == "builtin" else "wasm",
+        description=manifest.description,
+        input_schema=manifest.input,
+        effect_class=manifest.effect,
+        sandbox=skill.sandbox,
+        kind="read" if manifest.file_argument is not None else "other",
+        file_argument=manifest.file_argument,
+    )

@@ -1,0 +1,269 @@
+"""The one gate: what a brain wants becomes a call that was decided on, or is refused.
+
+Owns the decisions about a call, the opening of its file and how a call is shown. Not in here: its
+journal (engine carries out what is built here), what the tool does (the sources).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import hashlib
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+
+from goclaw.core import limits
+from goclaw.core.decisions import Context, Origin, Subject, SubjectKind, Verdict
+from goclaw.core.errors import GoclawError, InvalidParams
+from goclaw.core.records import Call, Done
+from goclaw.core.states import EffectClass
+from goclaw.tools import files
+from goclaw.tools.builtin import sleep_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from goclaw.core.decisions import Decision
+    from goclaw.core.records import CallResult, Session, Task
+    from goclaw.tools.registry import Entry, Registry
+
+__all__ = ["Decide", "Gate", "context_of", "error_output", "subject_of"]
+
+# Sandboxes in which a call counts as confined.
+_CONFINED = frozenset({"wasm", "runner", "confined"})
+_FULFILLED = frozenset({"notify"})  # the announcement commits before the dispatch
+_NOTHING_OPEN: Callable[[], Collection[tuple[int, int]]] = tuple
+
+
+class Decide(Protocol):
+    """The decision point, by the policy version that the attempt is pinned to."""
+
+    def __call__(
+        self,
+        subject: Subject,
+        action: str,
+        resource: str,
+        context: Context,
+        *,
+        version: str | None = None,
+    ) -> Decision:
+        """Pure, and quick."""
+
+
+def subject_of(task: Task, brain: str) -> Subject:
+    """A run, as it asks for its brain."""
+    origin = Origin(task.origin) if task.origin in set(Origin) else Origin.INTERNAL
+    return Subject(
+        SubjectKind.RUN, brain, origin, session_id=task.session_id, run_id=task.run_id,
+        task_id=task.task_id, attempt=task.attempt,
+    )  # fmt: skip
+
+
+def context_of(session: Session, effect_class: EffectClass, request: bytes = b"") -> Context:
+    """The circumstances of a call; the roots as given."""
+    digest = hashlib.sha256(request).hexdigest() if request else None
+    return Context(
+        effect_class=effect_class, args_digest=digest, interactive=session.interactive,
+        roots=session.roots,
+    )  # fmt: skip
+
+
+def error_output(message: str, code: str = "tool_failed") -> bytes:
+    """The output of a call that failed."""
+    return orjson.dumps({"error": message, "code": code})
+
+
+class Gate:
+    """Builds calls. ``closed`` answers (device, inode) of files that no tool may open."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        decide: Decide,
+        *,
+        closed: Callable[[], Collection[tuple[int, int]]] = _NOTHING_OPEN,
+    ) -> None:
+        self._registry, self._decide, self._closed = registry, decide, closed
+
+    def decide_brain(self, task: Task, session: Session, brain: str) -> Decision:
+        """May this brain answer for this run?"""
+        context = context_of(session, EffectClass.PURE)
+        subject = subject_of(task, brain)
+        return self._decide(subject, "brain.call", brain, context, version=task.policy_version)
+
+    async def call(
+        self, task: Task, session: Session, brain: str, tool: str, arguments: dict[str, Any]
+    ) -> Call:
+        """The call of a tool, decided on, with everything its journal needs.
+
+        An unknown tool and arguments that do not fit become a call that fails by itself, so that
+        the brain is told and every attempt is told the same.
+        """
+        request = orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS)
+        entry = self._registry.get(tool)
+        if entry is None:
+            known = ", ".join(known.name for known in self._registry.tools())
+            return _misfit(tool, request, f"There is no tool {tool[:80]!r}; there are {known}.")
+        misfit = entry.misfit(arguments)
+        if misfit is not None:
+            return _misfit(tool, request, f"{tool}: {misfit}.")
+        subject = subject_of(task, brain)
+        context = context_of(session, entry.tool.effect_class, request)
+        decide = functools.partial(self._decide, subject, version=task.policy_version)
+        decisions = [decide("tool.call", entry.tool.resource, context)]
+        place = None
+        name = entry.tool.file_argument
+        if name is not None and name in arguments:
+            try:
+                place, roots = await _in_thread(_find, arguments[name], session)
+            except InvalidParams as error:
+                return _misfit(tool, request, str(error))
+            about = dataclasses.replace(context, bytes=place.bytes, roots=roots)
+            decisions.append(decide("fs.read", place.path, about))
+        return self._built(entry, arguments, request, decisions, place)
+
+    def _built(
+        self,
+        entry: Entry,
+        arguments: dict[str, Any],
+        request: bytes,
+        decisions: list[Decision],
+        place: files.Place | None,
+    ) -> Call:
+        tool = entry.tool
+        decisions = [_obliged(decision, tool.sandbox) for decision in decisions]
+        title = _title(tool.name, arguments, place)
+        probe = getattr(entry.origin, "probe", None)
+        key = arguments.get(tool.key_argument) if tool.key_argument is not None else None
+        return Call(
+            kind="tool", name=tool.name, request=request, effect_class=tool.effect_class,
+            dispatch=functools.partial(self._dispatch, entry, arguments, place),
+            decisions=tuple(decisions), title=title, designated_key=key,
+            announce=functools.partial(_announce, tool.kind, title, request, place),
+            report=_report,
+            probe=None if probe is None else functools.partial(probe, tool, arguments),
+            wait_ms=sleep_ms(tool, arguments),
+        )  # fmt: skip
+
+    async def _dispatch(
+        self,
+        entry: Entry,
+        arguments: dict[str, Any],
+        place: files.Place | None,
+        key: str,
+        cancelled: asyncio.Event,
+    ) -> Done:
+        opened: dict[str, int] = {}
+        try:
+            if place is not None and entry.tool.file_argument is not None:
+                if place.fault is not None:
+                    return _unreadable(place.path, place.fault)
+                try:
+                    descriptor = await _in_thread(files.open_place, place.path, self._closed())
+                except OSError as error:
+                    return _unreadable(place.path, error.strerror or str(error))
+                opened[entry.tool.file_argument] = descriptor
+            done = await entry.origin.run(
+                entry.tool, arguments, key=key, cancelled=cancelled, files=opened
+            )
+        except GoclawError as error:
+            return Done(error_output(str(error), error.code), failed=True)
+        finally:
+            for descriptor in opened.values():
+                os.close(descriptor)
+        if len(done.output) > limits.TOOL_OUTPUT_BYTES_MAX:
+            return Done(
+                error_output(f"The output is larger than {limits.TOOL_OUTPUT_BYTES_MAX} bytes."),
+                failed=True,
+            )
+        return done
+
+    def question(self, title: str) -> Call:
+        """A call that does nothing but ask a person; completed when the answer is yes."""
+
+        async def answered(_key: str, _cancelled: asyncio.Event) -> Done:
+            return Done(b'{"answer":"allow"}')
+
+        request = orjson.dumps({"title": title})
+        return Call(
+            kind="ask", name="ask", request=request, effect_class=EffectClass.PURE,
+            dispatch=answered, title=title, question=True,
+            announce=functools.partial(_announce, "other", title, b"", None), report=_report,
+        )  # fmt: skip
+
+
+def _find(path: str, session: Session) -> tuple[files.Place, tuple[str, ...]]:
+    return files.resolve(path, session.cwd), files.real_roots(session.roots)
+
+
+async def _in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+
+
+def _obliged(decision: Decision, sandbox: str) -> Decision:
+    """Who cannot fulfil an obligation must not go on."""
+    able = _FULFILLED | ({"confine"} if sandbox in _CONFINED else set())
+    unable = [one for one in decision.obligations if one not in able]
+    if not unable or decision.effect is Verdict.DENY:
+        return decision
+    reason = f"{decision.reason}; but {unable[0]} cannot be fulfilled for this tool"
+    return dataclasses.replace(decision, effect=Verdict.DENY, reason=reason)
+
+
+def _misfit(tool: str, request: bytes, why: str) -> Call:
+    async def told(_key: str, _cancelled: asyncio.Event) -> Done:
+        return Done(error_output(why, InvalidParams.code), failed=True)
+
+    return Call(
+        kind="tool", name=tool, request=request, effect_class=EffectClass.PURE, dispatch=told,
+        title=tool[:80], announce=functools.partial(_announce, "other", tool[:80], request, None),
+        report=_report,
+    )  # fmt: skip
+
+
+def _unreadable(path: str, why: str) -> Done:
+    return Done(error_output(f"{path} cannot be read: {why}.", "file_unreadable"), failed=True)
+
+
+# -- how a call is shown ---------------------------------------------------------------------------
+
+
+def _title(name: str, arguments: dict[str, Any], place: files.Place | None) -> str:
+    if place is not None:
+        return f"{name} {place.path}"
+    text = orjson.dumps(arguments).decode() if arguments else ""
+    return f"{name} {text[:80]}".strip()
+
+
+def _announce(
+    kind: str, title: str, request: bytes, place: files.Place | None, call_id: str, status: str
+) -> dict[str, Any]:
+    update: dict[str, Any] = {
+        "sessionUpdate": "tool_call", "toolCallId": call_id, "title": title, "kind": kind,
+        "status": status,
+    }  # fmt: skip
+    if request and len(request) <= limits.TOOL_SHOWN_BYTES_MAX:
+        update["rawInput"] = orjson.Fragment(request)
+    if place is not None:
+        update["locations"] = [{"path": place.path}]
+    return update
+
+
+def _report(call_id: str, result: CallResult) -> dict[str, Any]:
+    size = limits.TOOL_SHOWN_BYTES_MAX
+    text = result.output[:size].decode("utf-8", "ignore")
+    if len(result.output) > size:
+        text += f"\n... and {len(result.output) - size} bytes more"
+    update: dict[str, Any] = {
+        "sessionUpdate": "tool_call_update",
+        "toolCallId": call_id,
+        "status": "completed" if result.status == "completed" else "failed",
+        "content": [{"type": "content", "content": {"type": "text", "text": text}}],
+        "_meta": {"goclaw": {"status": result.status}},
+    }
+    if len(result.output) <= size:
+        update["rawOutput"] = orjson.Fragment(result.output)
+    return update
