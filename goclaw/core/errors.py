@@ -9,6 +9,7 @@ GoclawError
 ├── HomeInUse              exit 4
 ├── DatabaseRefused        exit 5
 ├── ListenerFailed         exit 6
+├── DaemonGone             exit 70   no daemon answers, and none could be started
 ├── StorageFailed          exit 70   nothing was acknowledged; the same key may be sent again
 ├── WireError              (answers that follow the JSON-RPC and ACP standards)
 │   ├── ParseError                   -32700
@@ -47,6 +48,7 @@ __all__ = [
     "BudgetExhausted",
     "ConfigRefused",
     "CursorAhead",
+    "DaemonGone",
     "DatabaseRefused",
     "EffectUnknown",
     "GoclawError",
@@ -237,6 +239,13 @@ class ListenerFailed(GoclawError):
 
     code = "listener_failed"
     exit = 6
+
+
+class DaemonGone(GoclawError):
+    """No daemon answers on this home, and none could be started."""
+
+    code = "daemon_gone"
+    exit = 70
 
 
 class StorageFailed(GoclawError):

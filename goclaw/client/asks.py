@@ -1,0 +1,184 @@
+"""Every request of the clients once, as data: the async and the blocking face both carry it out.
+
+Owns method names, params and which record an answer becomes. Not in here: sending.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from goclaw.client.records import (
+    Approval,
+    EventPage,
+    Receipt,
+    SessionInfo,
+    Status,
+    TaskInfo,
+)
+from goclaw.protocol.messages import RemoteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from goclaw.core.errors import GoclawError
+
+__all__ = [
+    "Ask",
+    "approvals",
+    "cancel",
+    "events",
+    "exception",
+    "greeting",
+    "new_session",
+    "prompt",
+    "resolve",
+    "resume",
+    "shown_error",
+    "status",
+    "subscribe",
+    "task",
+    "tasks",
+]
+
+T = TypeVar("T")
+
+
+class Ask(Generic[T]):
+    """A request and how to read its result."""
+
+    __slots__ = ("method", "params", "read")
+
+    def __init__(self, method: str, params: dict[str, Any], read: Callable[[Any], T]) -> None:
+        self.method, self.params, self.read = method, _given(params), read
+
+
+def _given(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _extension(**members: Any) -> dict[str, Any] | None:
+    given = _given(members)
+    return {"goclaw": given} if given else None
+
+
+def greeting(client_id: str, version: str) -> dict[str, Any]:
+    """The params of initialize for a client that has opted in (PROTOCOL 2.1)."""
+    extension = {"version": 1, "notifications": True, "clientId": client_id}
+    return {
+        "protocolVersion": 1,
+        "clientInfo": {"name": "goclaw", "version": version},
+        "clientCapabilities": {"_meta": {"goclaw": extension}},
+    }
+
+
+def new_session(
+    cwd: str,
+    *,
+    roots: Sequence[str] = (),
+    key: str | None = None,
+    brain: str | None = None,
+    interactive: bool | None = None,
+) -> Ask[SessionInfo]:
+    """A session in an absolute directory; interactive: a person is there to be asked."""
+    params = {
+        "cwd": cwd,
+        "mcpServers": [],
+        "additionalDirectories": list(roots) or None,
+        "_meta": _extension(idempotencyKey=key, brain=brain, interactive=interactive),
+    }
+    return Ask("session/new", params, SessionInfo.read)
+
+
+def resume(session: str, cwd: str) -> Ask[SessionInfo]:
+    """Take up a session; its open questions are asked again."""
+    params = {"sessionId": session, "cwd": cwd, "mcpServers": []}
+    return Ask("session/resume", params, lambda result: SessionInfo.read(result, session))
+
+
+def prompt(session: str, blocks: list[dict[str, Any]], key: str | None) -> Ask[dict[str, Any]]:
+    """A turn; the answer comes when it has ended."""
+    params = {
+        "sessionId": session, "prompt": blocks, "_meta": _extension(idempotencyKey=key)
+    }  # fmt: skip
+    return Ask("session/prompt", params, dict)
+
+
+def subscribe(session: str, from_event: int | None) -> Ask[SessionInfo]:
+    """Follow a session after ``from_event``; None: what happens from now on."""
+    params = {"sessionId": session, "fromEventId": from_event, "role": "observer"}
+    return Ask(
+        "_goclaw/session/subscribe", params, lambda result: SessionInfo.read(result, session)
+    )
+
+
+def events(session: str, from_event: int, limit: int) -> Ask[EventPage]:
+    """A page of events after ``from_event``."""
+    params = {"sessionId": session, "fromEventId": from_event, "limit": limit}
+    return Ask("_goclaw/session/events", params, EventPage.read)
+
+
+def tasks(
+    *,
+    session: str | None = None,
+    states: Sequence[str] = (),
+    after: str | None = None,
+    limit: int | None = None,
+) -> Ask[tuple[list[TaskInfo], str | None]]:
+    """A page of tasks and the cursor of the next one."""
+    params = {
+        "sessionId": session, "states": list(states) or None, "after": after, "limit": limit
+    }  # fmt: skip
+    return Ask("_goclaw/task/list", params, _task_page)
+
+
+def _task_page(result: dict[str, Any]) -> tuple[list[TaskInfo], str | None]:
+    return [TaskInfo.read(value) for value in result["tasks"]], result.get("next")
+
+
+def task(task_id: str) -> Ask[TaskInfo]:
+    """One task."""
+    return Ask("_goclaw/task/get", {"taskId": task_id}, TaskInfo.read)
+
+
+def cancel(some_id: str) -> Ask[Receipt]:
+    """Cancel a task or a run, by its id."""
+    if some_id.startswith("run_"):
+        return Ask("_goclaw/run/cancel", {"runId": some_id}, Receipt.read)
+    return Ask("_goclaw/task/cancel", {"taskId": some_id}, Receipt.read)
+
+
+def approvals(session: str | None = None) -> Ask[list[Approval]]:
+    """The open questions, oldest first."""
+    return Ask(
+        "_goclaw/approvals/list",
+        {"sessionId": session},
+        lambda result: [Approval.read(value) for value in result["approvals"]],
+    )
+
+
+def resolve(approval_id: str, option_id: str) -> Ask[str]:
+    """Answer a question; the outcome."""
+    params = {"approvalId": approval_id, "optionId": option_id}
+    return Ask("_goclaw/approvals/resolve", params, lambda result: str(result["outcome"]))
+
+
+def status() -> Ask[Status]:
+    """The state of the daemon."""
+    return Ask("_goclaw/system/status", {}, Status.read)
+
+
+def exception(error: dict[str, Any]) -> GoclawError:
+    """The exception for an error that the daemon answered with."""
+    return RemoteError(
+        error.get("code", 0), str(error.get("message", "")), error.get("data")
+    ).exception()
+
+
+def shown_error(error: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same as programs are shown it: the reason's name, and the sentence."""
+    if error is None:
+        return None
+    data = error.get("data")
+    data = data if isinstance(data, dict) else {}
+    code = data.get("code") or data.get("name") or error.get("code")
+    return {"code": code, "message": error.get("message", "")}
