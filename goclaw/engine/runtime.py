@@ -14,7 +14,7 @@ import orjson
 
 from goclaw.core import limits
 from goclaw.core.clock import boot_id
-from goclaw.core.errors import UnknownId
+from goclaw.core.errors import GoclawError, UnknownId
 from goclaw.core.records import Receipt, RunEnd
 from goclaw.core.states import TERMINAL, State
 from goclaw.engine.approvals import Approvals
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from goclaw.core.clock import Clock
     from goclaw.core.config import Config
+    from goclaw.core.decisions import Decision
     from goclaw.core.records import Runner, Session
-    from goclaw.store import Database, Event
+    from goclaw.store import Committed, Database, Event
 
 __all__ = ["Engine"]
 
@@ -77,6 +78,7 @@ class Engine:
         self._sessions: dict[int, Session] = {}
         self._counts: Counter[str] = Counter()
         self._waiting: dict[str, list[asyncio.Future[RunEnd]]] = {}
+        self._looks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self.recovered: list[dict[str, Any]] = []
         """What the start found: one entry a task, as in the event ``recovery.report``."""
@@ -139,21 +141,29 @@ class Engine:
             run_id, task_id, fields["state"], fields.get("stopReason"), event_id,
             fields.get("code") or fields.get("reason"), fields.get("message"),
         )  # fmt: skip
-        for future in self._waiting.pop(run_id, []):
-            if not future.done():
-                future.set_result(end)
+        self._answer(end)
 
     def _resolve_plain(self, run_id: str) -> None:
         if run_id in self._waiting:
-            task = asyncio.ensure_future(self._look(run_id))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            look = asyncio.ensure_future(self._look(run_id))
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
 
     async def _look(self, run_id: str) -> None:
-        end = await self.run_state(run_id)
-        if end is not None:
+        try:
+            end = await self.run_state(run_id)
+        except GoclawError as error:
             for future in self._waiting.pop(run_id, []):
                 if not future.done():
-                    future.set_result(end)
+                    future.set_exception(error)
+            return
+        if end is not None:
+            self._answer(end)
+
+    def _answer(self, end: RunEnd) -> None:
+        for future in self._waiting.pop(end.run_id, []):
+            if not future.done():
+                future.set_result(end)
 
     # -- runs and tasks ------------------------------------------------------------------------
 
@@ -173,14 +183,33 @@ class Engine:
         )
         return rows("tasks_listed", found)
 
-    async def run_state(self, run_id: str) -> RunEnd | None:
-        """How a run ended, None while it has not; UnknownId."""
+    async def submitted(self, session: Session, key: str) -> str:
+        """The run that a submission key began; UnknownId."""
+        found = await self.database.read("submission", sid=session.sid, key=key)
+        if not found:
+            raise UnknownId(f"No submission has the key {key[:80]}.", what="key", id=key[:80])
+        run_id: str = found[0][1]
+        return run_id
+
+    async def audit(self, decision: Decision, *, count: int = 1) -> None:
+        """Record a decision that nothing else commits with; ``count``: equal ones joined to it."""
+        record = decision.to_json()
+        if count > 1:
+            record["count"] = count
+        await self.database.write("audit", record=orjson.dumps(record), now=self.clock.wall_ms())
+
+    async def run_task(self, run_id: str) -> dict[str, Any]:
+        """The task of a run; UnknownId."""
         try:
-            task = await self.task("task_" + run_id.removeprefix("run_"))
+            return await self.task("task_" + run_id.removeprefix("run_"))
         except UnknownId as error:
             raise UnknownId(
                 f"There is no run {run_id[:80]}.", what="run", id=run_id[:80]
             ) from error
+
+    async def run_state(self, run_id: str) -> RunEnd | None:
+        """How a run ended, None while it has not; UnknownId."""
+        task = await self.run_task(run_id)
         if task["state"] not in TERMINAL:
             return None
         failure = orjson.loads(task["error"]) if task["error"] else {}
@@ -207,46 +236,54 @@ class Engine:
     async def cancel_task(self, task_id: str, reason: str = "cancel") -> Receipt:
         """Cancel it whatever its state (Q-11); UnknownId. A second call says already_finished."""
         task = await self.task(task_id)
-        return await self._cancel(task["tid"], reason)
+        committed = await self._cancel(task["tid"], reason)
+        return await self._receipt(task["tid"], committed, external=task["pool"] != "")
 
     async def cancel_run(self, run_id: str, reason: str = "cancel") -> Receipt:
         """Cancel the run's task."""
         return await self.cancel_task("task_" + run_id.removeprefix("run_"), reason)
 
-    async def _cancel(self, tid: int, reason: str) -> Receipt:
-        committed = await self.database.write(
+    async def cancel_session(
+        self, session: Session, *, client: str | None, reason: str = "session/cancel"
+    ) -> list[Receipt]:
+        """Cancel the running turn and every waiting prompt that ``client`` sent (PROTOCOL 2.5)."""
+        found = await self.database.read("open_tasks_of_session", sid=session.sid)
+        tids = [
+            tid for tid, _, _, kind, _, owner, turn in found
+            if kind == "prompt" and (turn or owner == client or client is None)
+        ]  # fmt: skip
+        # All at once: a lane that the first of them frees must not begin the next.
+        cancels = await asyncio.gather(*(self._cancel(tid, reason) for tid in tids))
+        return [
+            await self._receipt(tid, committed)
+            for tid, committed in zip(tids, cancels, strict=True)
+        ]
+
+    def _cancel(self, tid: int, reason: str) -> asyncio.Future[Committed]:
+        # The scheduler stops a live attempt when it sees the event.
+        return self.database.write(
             "cancel", live=True, tid=tid, reason=reason, now=self.clock.wall_ms()
         )
-        was, event_id, _token, _sid = committed.parts[0]
+
+    async def _receipt(self, tid: int, committed: Committed, *, external: bool = False) -> Receipt:
+        was, event_id, _, _ = committed.parts[0]
         effects = await self.database.read("effects_of_task", tid=tid)
         done = tuple(
             row["name"] for row in rows("effects_of_task", effects)
             if row["state"] == "result" and row["kind"] != "brain"
         )  # fmt: skip
         if was in TERMINAL:
-            return Receipt("already_finished", event_id, done)
-        attempt = self.scheduler.live.get(tid)
-        if attempt is None:
-            return Receipt("stopped", event_id, done)
-        attempt.stop("canceled")
-        return Receipt("stopping", event_id, done)
-
-    async def cancel_session(
-        self, session: Session, *, client: str | None, reason: str = "session/cancel"
-    ) -> list[Receipt]:
-        """Cancel the running turn and every waiting prompt that ``client`` sent (PROTOCOL 2.5)."""
-        receipts = []
-        found = await self.database.read("open_tasks_of_session", sid=session.sid)
-        for index, (tid, _task, _run, kind, state, owner) in enumerate(found):
-            turn = index == 0 and state != "QUEUED"
-            if kind == "prompt" and (turn or owner == client or client is None):
-                receipts.append(await self._cancel(tid, reason))
-        return receipts
+            outcome = "already_finished"
+        elif was == "RUNNING" and external:
+            outcome = "may_still_be_running"
+        else:
+            outcome = "stopping" if self.scheduler.is_live(tid) else "stopped"
+        return Receipt(outcome, event_id, done)
 
     async def active_turn(self, session: Session) -> tuple[dict[str, Any] | None, int]:
         """The turn in hand ({runId, state}) and how many prompts wait behind it."""
         found = await self.database.read("open_tasks_of_session", sid=session.sid)
-        prompts = [(run, state) for _, _, run, kind, state, _ in found if kind == "prompt"]
+        prompts = [(run, state) for _, _, run, kind, state, _, _ in found if kind == "prompt"]
         if not prompts:
             return None, 0
         run_id, state = prompts[0]

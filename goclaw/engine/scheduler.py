@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from goclaw.core import limits, log
-from goclaw.core.errors import GoclawError, IllegalTransition, LeaseLost, StorageFailed
+from goclaw.core.errors import GoclawError, LeaseLost
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Task
 from goclaw.engine.worker import LiveAttempt
@@ -22,19 +25,32 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
     from goclaw.core.records import Runner, Session
-    from goclaw.store import Committed, Database, Event
+    from goclaw.store import Database, Event
 
 __all__ = ["Scheduler"]
 
 _log = log.logger("engine.scheduler")
 
-# After these a task may have become claimable that was not before.
-_FREEING = frozenset(
+# A task that leaves RUNNING, and what else may make one claimable that was not before.
+_LEAVING = frozenset(
     {
-        "task.queued", "task.requeued", "task.running", "task.succeeded", "task.failed",
+        "task.requeued", "task.suspended", "task.retry_wait", "task.succeeded", "task.failed",
         "task.canceled", "task.dead_letter",
     }
 )  # fmt: skip
+_FREEING = _LEAVING - {"task.suspended", "task.retry_wait"}
+
+
+@dataclass(slots=True)
+class _Claim:
+    """One look for work."""
+
+    token: bytes
+    seen: int
+    """Changes known when it was made: one that finds nothing waits for the next."""
+    policy_version: str
+    part: tuple[int, tuple[Any, ...]]
+    failed: bool = False
 
 
 class Scheduler:
@@ -56,18 +72,25 @@ class Scheduler:
         self._owner, self._load_session, self._policy_version = owner, load_session, policy_version
         self._only_sids = only_sids
         self._changes = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
         self._lanes: list[asyncio.Task[None]] = []
         self._chores: list[asyncio.Task[None]] = []
         self._stopping = False
-        self.live: dict[int, LiveAttempt] = {}
-        """Live attempts of goclaw's own lanes, by tid."""
+        self._over = asyncio.Event()
+        self._claiming: set[bytes] = set()  # tokens of claims that no lane has taken up yet
+        self._started: set[tuple[str | None, int]] = set()  # on disk RUNNING, not in live yet
+        self.live: dict[tuple[str | None, int], LiveAttempt] = {}
+        """Live attempts of goclaw's own lanes, by task id and attempt."""
         self.claims = 0
 
     @property
     def busy(self) -> int:
         """Lanes in use."""
         return len(self.live)
+
+    def is_live(self, tid: int) -> bool:
+        """True while an attempt of the task holds a lane."""
+        return any(attempt.task.tid == tid for attempt in self.live.values())
 
     def start(self) -> None:
         """Open the lanes."""
@@ -80,127 +103,181 @@ class Scheduler:
             asyncio.create_task(self._reclaims(), name="reclaims"),
         ]
 
+    # -- what commits tell ---------------------------------------------------------------------
+
     def observe(self, events: list[Event]) -> None:
-        """Commits that may have made a task claimable wake as many lanes; a cancel stops one."""
+        """A commit that may have made a task claimable wakes a lane; one that ended a live attempt
+        from outside stops it."""
         for event in events:
             kind = event[3]
-            if kind in _FREEING:
-                self._changes += 1
-                while self._waiting:
-                    future = self._waiting.popleft()
-                    if not future.done():
-                        future.set_result(None)
-                        break
+            if kind == "task.queued":
+                self.look_again()
+            elif kind == "task.running":
+                self._started.add((event[6], event[7]))
+            elif kind in _LEAVING:
+                key = (event[6], event[7])
+                attempt = self.live.get(key)
+                if attempt is None:
+                    self._started.discard(key)
+                elif attempt.ending:
+                    continue  # its own word, after which its lane looks for work by itself
+                else:
+                    attempt.stop("canceled" if kind == "task.canceled" else "lease_lost")
+                if kind in _FREEING:
+                    self.look_again()
 
-    async def _ready(self, seen: int) -> None:
-        """Wait until something changed after ``seen`` (a count of changes)."""
-        if self._changes != seen:
+    def look_again(self) -> None:
+        """One more task may be claimable: an idle lane looks, or the next that ends its look."""
+        self._changes += 1
+        while self._idle:
+            future = self._idle.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
+
+    async def _ready(self, claim: _Claim) -> None:
+        """Wait until something changed since the claim was made; after a failure not for ever."""
+        if self._changes != claim.seen or self._stopping:
             return
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        await future
+        self._idle.append(future)
+        try:
+            async with asyncio.timeout(limits.BUSY_MS_MAX / 1000 if claim.failed else None):
+                await future
+        except TimeoutError:
+            return
+
+    # -- lanes ---------------------------------------------------------------------------------
 
     async def _lane(self) -> None:
         while not self._stopping:
-            seen = self._changes
-            try:
-                attempt = await self._claim()
-            except StorageFailed as error:
-                _log.error("claim failed", extra={"data": {"error": str(error)}})
-                await asyncio.sleep(limits.BUSY_MS_MAX / 1000)
-                continue
-            except (IllegalTransition, LeaseLost) as error:
-                _log.error("claim refused", extra={"data": {"error": str(error)}})
-                await self._ready(seen)
-                continue
-            if attempt is None:
-                await self._ready(seen)
-                continue
-            if self._stopping:
-                await attempt.hand_back()
-                return
-            self.live[attempt.task.tid] = attempt
-            try:
-                await attempt.run(self._runner)
-            except GoclawError as error:
-                # The end did not reach the disk: the lease runs out and the task is reclaimed.
-                _log.error("attempt not ended", extra={"data": {"error": str(error)}})
-            finally:
-                del self.live[attempt.task.tid]
+            look = self._claim()
+            claim: _Claim | None = look
+            attempt = await self._take(look)
+            while attempt is not None:
+                claim, attempt = await self._run(attempt)
+            if claim is not None:
+                await self._ready(claim)
 
-    async def _claim(self) -> LiveAttempt | None:
-        token = self._clock.random_bytes(16)
-        arguments = {
+    def _claim(self) -> _Claim:
+        token, version = self._clock.random_bytes(16), self._policy_version()
+        arguments: dict[str, Any] = {
             "pool": "",
             "owner": self._owner,
             "token": token,
             "lease_until_mono": self._clock.mono_ms() + self._queue.lease_ms,
-            "policy_version": self._policy_version(),
+            "policy_version": version,
             "now": self._clock.wall_ms(),
         }
         if self._only_sids is None:
-            return await self._claimed("claim", aging_factor=self._queue.aging_factor, **arguments)
-        for sid in tuple(self._only_sids):
-            attempt = await self._claimed("claim_session", only_sid=sid, **arguments)
-            if attempt is not None:
-                return attempt
-        return None
+            part = self._database.bind("claim", aging_factor=self._queue.aging_factor, **arguments)
+        else:
+            sids = orjson.dumps(list(self._only_sids)).decode()
+            part = self._database.bind("claim_sessions", sids=sids, **arguments)
+        self._claiming.add(token)
+        return _Claim(token, self._changes, version, part)
 
-    async def _claimed(self, program: str, /, **arguments: Any) -> LiveAttempt | None:
-        token: bytes = arguments["token"]
-        future = self._database.write(program, **arguments)
+    async def _take(self, claim: _Claim) -> LiveAttempt | None:
+        """Claim; None when there is nothing to do, or no way to learn it."""
         try:
-            committed = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            # The claim may commit all the same: a lease that nobody holds must be given back.
-            future.add_done_callback(lambda done: self._release_unheld(done, token))
-            raise
-        return await self._attempt(committed.parts[0], token)
-
-    async def _attempt(self, found: tuple[object, ...], token: bytes) -> LiveAttempt | None:
-        if found[0] is None:
+            committed = await self._database.apply(claim.part, live=True)
+        except GoclawError as error:
+            self._claiming.discard(claim.token)
+            claim.failed = True
+            _log.error("claim failed", extra={"data": {"error": str(error)}})
             return None
-        self.claims += 1
+        return await self._taken(claim, committed.parts[0])
+
+    async def _taken(self, claim: _Claim, found: tuple[Any, ...]) -> LiveAttempt | None:
+        """The attempt that a committed claim stands for."""
+        if found[0] is None:
+            self._claiming.discard(claim.token)
+            return None
         (
             tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown, trace,
-            _, payload, key, client, origin,
+            _, payload, key, client, origin, failures,
         ) = found  # fmt: skip
+        try:
+            session = await self._load_session(sid)
+        except GoclawError as error:
+            _log.error("claim given back", extra={"data": {"task": task_id, "error": str(error)}})
+            claim.failed = True
+            self._give_back(claim.token)
+            return None
+        if self._stopping:
+            self._give_back(claim.token)
+            return None
+        self._claiming.discard(claim.token)
+        if (task_id, attempt) not in self._started:
+            return None  # canceled or reclaimed before it began
+        self._started.discard((task_id, attempt))
+        self.claims += 1
         task = Task(
-            tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown,  # type: ignore[arg-type]
-            trace or "", payload, key, client, origin, self._policy_version(),  # type: ignore[arg-type]
+            tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown,
+            trace or "", payload, key, client, origin, claim.policy_version, failures,
         )  # fmt: skip
-        session = await self._load_session(task.sid)
-        return LiveAttempt(self._database, self._clock, self._queue, task, session, token)
+        return LiveAttempt(self._database, self._clock, self._queue, task, session, claim.token)
 
-    def _release_unheld(self, done: asyncio.Future[Committed], token: bytes) -> None:
-        if done.cancelled() or done.exception() is not None:
-            return
-        tid = done.result().parts[0][0]
-        if tid is not None:
-            released = self._database.write(
-                "reclaim", live=True, tid=tid, token=token, spent=0,
-                crash_budget=self._queue.crash_budget, reason="handed_back",
-                now=self._clock.wall_ms(),
-            )  # fmt: skip
-            released.add_done_callback(lambda future: future.cancelled() or future.exception())
+    async def _run(self, attempt: LiveAttempt) -> tuple[_Claim | None, LiveAttempt | None]:
+        """Run to the end; the claim that went with its last word, and what that found."""
+        claim: _Claim | None = None
+
+        def following() -> tuple[int, tuple[Any, ...]] | None:
+            nonlocal claim
+            if claim is not None:
+                self._claiming.discard(claim.token)
+            claim = None if self._stopping else self._claim()
+            return None if claim is None else claim.part
+
+        key = (attempt.task.task_id, attempt.task.attempt)
+        self.live[key] = attempt
+        try:
+            found = await attempt.run(self._runner, following)
+        finally:
+            del self.live[key]
+        if claim is None:
+            return None, None
+        if found is None:
+            self._claiming.discard(claim.token)
+            return None, None
+        return claim, await self._taken(claim, found)
+
+    def _give_back(self, token: bytes) -> None:
+        """End a lease that nobody holds. The writer's order puts it behind the claim itself."""
+        self._claiming.discard(token)
+        given = self._database.write(
+            "reclaim", live=True, token=token, spent=0, crash_budget=self._queue.crash_budget,
+            reason="handed_back", now=self._clock.wall_ms(),
+        )  # fmt: skip
+        given.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    # -- leases --------------------------------------------------------------------------------
+
+    async def _goes_on(self) -> bool:
+        """Wait a third of a lease; False when the scheduler has stopped."""
+        try:
+            async with asyncio.timeout(self._queue.lease_ms / 3000):
+                await self._over.wait()
+        except TimeoutError:
+            return True
+        return False
 
     async def _heartbeats(self) -> None:
-        while True:
-            await asyncio.sleep(self._queue.lease_ms / 3000)
+        while await self._goes_on():
             await asyncio.gather(*(attempt.heartbeat() for attempt in tuple(self.live.values())))
 
     async def _reclaims(self) -> None:
         """Leases that ran out: of external workers, and of lanes that lost their way."""
-        while True:
-            await asyncio.sleep(self._queue.lease_ms / 3000)
+        while await self._goes_on():
             now_mono = self._clock.mono_ms()
             try:
                 expired = await self._database.read(
                     "expired_leases", now_mono=now_mono, limit=limits.READ_ROWS_MAX
                 )
-                for tid, token in expired:
-                    await self._reclaim(tid, token, now_mono)
-            except StorageFailed as error:
+                await asyncio.gather(
+                    *(self._reclaim(tid, token, now_mono) for tid, token in expired)
+                )
+            except GoclawError as error:
                 _log.error("reclaim failed", extra={"data": {"error": str(error)}})
 
     async def _reclaim(self, tid: int, token: bytes, now_mono: int) -> None:
@@ -212,29 +289,36 @@ class Scheduler:
             )  # fmt: skip
         except LeaseLost:
             return
-        if tid in self.live:
-            self.live[tid].stop("lease_lost")
+
+    # -- the end -------------------------------------------------------------------------------
 
     async def stop(self, drain_ms: int, hurry: asyncio.Event) -> None:
         """No new claims; wait for live attempts up to ``drain_ms``; hand back the rest (R-3)."""
         self._stopping = True
-        for future in self._waiting:
-            future.cancel()
+        for future in self._idle:
+            if not future.done():
+                future.set_result(None)
         lanes = [lane for lane in self._lanes if not lane.done()]
-        if self.live and drain_ms > 0 and lanes:
+        if self.live and drain_ms > 0:
             faultpoint("during_drain")
             await _settled(lanes, drain_ms, hurry)
         for attempt in tuple(self.live.values()):
             attempt.stop("shutdown")
-        if lanes:
-            await _settled(lanes, limits.CLOSE_MS_MAX, asyncio.Event())
-        for task in (*self._chores, *self._lanes):
-            task.cancel()
-        await asyncio.gather(*self._chores, *self._lanes, return_exceptions=True)
+        await _settled(lanes, limits.CLOSE_MS_MAX, asyncio.Event())
+        self._over.set()
+        for lane in lanes:
+            lane.cancel()
+        # What does not end now never will: its lease goes back over its head.
+        for token in {*self._claiming, *(attempt.token for attempt in self.live.values())}:
+            _log.error("a lane did not end")
+            self._give_back(token)
+        await asyncio.gather(*self._chores, return_exceptions=True)
 
 
 async def _settled(lanes: list[asyncio.Task[None]], wait_ms: int, hurry: asyncio.Event) -> None:
     """Wait until all lanes have ended, the time is up or somebody hurries."""
+    if not lanes:
+        return
     hurried = asyncio.ensure_future(hurry.wait())
     everyone = asyncio.ensure_future(asyncio.wait(lanes))
     try:

@@ -221,7 +221,6 @@ class LiveAttempt:
             parts = (word,) if claim is None else (word, claim)
             try:
                 committed = await self._database.apply(*parts, live=True)
-                break
             except IllegalTransition as error:
                 if claim is None:
                     raise
@@ -231,8 +230,9 @@ class LiveAttempt:
                 _log.error("end not on disk", extra={"data": {"error": str(error)}})
                 if await self._stopped_within(limits.BUSY_MS_MAX):
                     return None
-        faultpoint("after_complete")
-        return None if claim is None else committed.parts[1]
+            else:
+                faultpoint("after_complete")
+                return None if claim is None else committed.parts[1]
 
     async def _stopped_within(self, wait_ms: int) -> bool:
         try:

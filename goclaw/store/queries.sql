@@ -690,8 +690,8 @@ SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reas
 SELECT state, count(*) FROM tasks GROUP BY state;
 
 -- query: open_tasks_of_session sid
-SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client
-  FROM tasks AS t JOIN task_payloads AS p ON p.tid = t.tid
+SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client, s.turn IS t.tid AS turn
+  FROM tasks AS t JOIN task_payloads AS p ON p.tid = t.tid JOIN sessions AS s ON s.sid = t.sid
  WHERE t.sid = :sid AND t.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED')
  ORDER BY t.seq;
 
