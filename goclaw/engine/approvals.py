@@ -16,6 +16,7 @@ from goclaw.store import rows
 
 if TYPE_CHECKING:
     from goclaw.core.clock import Clock
+    from goclaw.core.decisions import Decision
     from goclaw.store import Database
 
 __all__ = ["Approvals"]
@@ -41,8 +42,13 @@ class Approvals:
             )
         return _approval(rows("approval_by_id", found)[0])
 
-    async def resolve(self, approval_id: str, option_id: str, by: str) -> str:
-        """Answer it; the outcome. AlreadyResolved carries the answer that came first."""
+    async def resolve(
+        self, approval_id: str, option_id: str, by: str, *, decision: Decision | None = None
+    ) -> str:
+        """Answer it; the outcome. AlreadyResolved carries the answer that came first.
+
+        ``decision`` let this client answer; its audit record commits with the answer.
+        """
         approval = await self.get(approval_id)
         options = {
             option["optionId"]: option["kind"]
@@ -54,20 +60,35 @@ class Approvals:
                 hint=f"Its options are {', '.join(options)}.",
             )
         allowed = options[option_id].startswith("allow")
-        return await self._close(approval_id, "resolved", option_id, allowed=allowed, by=by)
+        return await self._close(
+            approval_id, "resolved", option_id, allowed=allowed, by=by, decision=decision
+        )
 
     async def expire(self, approval_id: str) -> str:
         """Nobody answered in time: a reject with its own reason."""
         return await self._close(approval_id, "expired", "expired", allowed=False, by="clock")
 
     async def _close(
-        self, approval_id: str, state: str, option_id: str, *, allowed: bool, by: str
+        self,
+        approval_id: str,
+        state: str,
+        option_id: str,
+        *,
+        allowed: bool,
+        by: str,
+        decision: Decision | None = None,
     ) -> str:
-        try:
-            await self._database.write(
+        now, bind = self._clock.wall_ms(), self._database.bind
+        parts = [
+            bind(
                 "approval_resolve", approval_id=approval_id, option_id=option_id, state=state,
-                allowed=int(allowed), by=by, now=self._clock.wall_ms(),
-            )  # fmt: skip
+                allowed=int(allowed), by=by, now=now,
+            )
+        ]  # fmt: skip
+        if decision is not None:
+            parts.append(bind("audit", record=orjson.dumps(decision.to_json()), now=now))
+        try:
+            await self._database.apply(*parts)
         except AlreadyResolved as error:
             approval = await self.get(approval_id)
             outcome = approval.option_id or approval.state

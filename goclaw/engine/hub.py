@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from goclaw._fast import ring as rings
 from goclaw.core import limits
+from goclaw.core.errors import ReplayGap
 from goclaw.core.faults import faultpoint
 from goclaw.protocol.jsonrpc import event_frame, page_frames
 from goclaw.protocol.messages import EventKind
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from goclaw.core.clock import Clock
+    from goclaw.protocol.messages import EventRow
     from goclaw.store import Database, Event
 
 __all__ = ["Channel", "Hub", "Listener"]
@@ -145,7 +147,8 @@ class Hub:
         """Frames after ``cursor`` and the cursor behind them; (b"", cursor) at the head.
 
         From the ring where it covers the cursor, else one page of the store. No head is remembered
-        between calls: ring covers cursor + 1, ring; else store; repeat.
+        between calls: ring covers cursor + 1, ring; else store; repeat. ReplayGap when retention
+        has passed the cursor.
         """
         warm = self.read_warm(channel, cursor, bytes_max, mask, lines=lines)
         if warm is not None:
@@ -156,6 +159,8 @@ class Hub:
             rows = database.fetch_page(sid, cursor, bytes_max)
             if not rows:
                 return b"", cursor
+            if rows[0][0] != cursor + 1:
+                raise ReplayGap("Retention has passed the cursor.", sessionId=session_id)
             return page_frames(session_id, rows, mask=mask, lines=lines), rows[-1][0]
 
         self.replayed_cold += 1
@@ -173,6 +178,14 @@ class Hub:
             self._channels.move_to_end(channel.sid)
         self.replayed_warm += 1
         return ring.read(cursor, bytes_max, mask, lines)
+
+    async def rows(self, sid: int, cursor: int) -> list[EventRow]:
+        """One page of stored events after ``cursor``; empty at the head."""
+        database = self._database
+        found: list[EventRow] = await database.in_reader(
+            lambda: database.fetch_page(sid, cursor, limits.READ_BYTES_MAX)
+        )
+        return found
 
     async def sweeping(self) -> None:
         """Sweep for ever; a task of the daemon."""

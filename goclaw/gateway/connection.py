@@ -1,0 +1,474 @@
+"""One client: its messages in order, its answers, its turns and its questions.
+
+Owns the books of a connection and the order in which its requests begin. Not in here: what a method
+does (``handlers``, ``work``), bytes (``transports``, ``outbox``), protocol rules (``protocol``).
+
+Requests begin one after the other, in the order they came; a handler that waits for something long
+(a turn) gives back a ``Later``, whose answer comes when it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from goclaw.core import limits, log
+from goclaw.core.clock import rfc3339
+from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
+from goclaw.core.errors import GoclawError, InternalError, RequestCancelled, TooLarge
+from goclaw.gateway.outbox import Outbox
+from goclaw.gateway.params import Params
+from goclaw.gateway.permissions import Permissions
+from goclaw.protocol.jsonrpc import (
+    Answer,
+    Call,
+    Cancel,
+    Peer,
+    Send,
+    encode_notification,
+    method_unknown,
+)
+from goclaw.protocol.session import CloseReason, Handshake, SubEvent
+
+if TYPE_CHECKING:
+    from goclaw.core.decisions import Decision
+    from goclaw.core.records import Accepted, Session
+    from goclaw.gateway.permits import Permits
+    from goclaw.gateway.roster import Roster
+    from goclaw.gateway.services import Services
+    from goclaw.gateway.transports import Transport
+    from goclaw.protocol.messages import Notification
+
+__all__ = ["Connection", "Handler", "Later", "Reply", "Turn"]
+
+_log = log.logger("gateway.connection")
+_INBOX_MAX: Final = limits.REQUESTS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, or an error, with its place in the order.
+
+    ``after``: (sid, event id) that must have been sent before. ``then`` is called when the answer
+    has its place, before anything that is sent later.
+    """
+
+    result: dict[str, Any] | GoclawError
+    after: tuple[int, int] | None = None
+    then: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An answer that takes long; requests behind it need not wait."""
+
+    answer: Awaitable[Reply]
+
+
+@dataclass(eq=False, slots=True)
+class Turn:
+    """A prompt of this connection that has no answer yet."""
+
+    sid: int
+    submission: asyncio.Future[Accepted]
+
+    @property
+    def run_id(self) -> str | None:
+        """None while the prompt is not on disk."""
+        future = self.submission
+        if not future.done() or future.cancelled() or future.exception() is not None:
+            return None
+        return future.result().run_id
+
+
+Handler = Callable[["Connection", Params], Awaitable["Reply | Later"]]
+
+
+class Connection:
+    """Implements ``transports.Owner`` and ``roster.Member``. Belongs to the loop."""
+
+    def __init__(
+        self,
+        services: Services,
+        roster: Roster,
+        permits: Permits,
+        transport: Transport,
+        origin: Origin,
+        methods: dict[str, Handler],
+        notifications: dict[str, Handler],
+        *,
+        on_gone: Callable[[Connection], None],
+        connection_id: str | None = None,
+    ) -> None:
+        self.services, self.roster, self.permits = services, roster, permits
+        self.engine = services.engine
+        self.connection_id = connection_id or self.engine.clock.new_id("connection")
+        self.origin = origin
+        self.handshake = Handshake()
+        self._transport = transport
+        self._methods, self._notifications = methods, notifications
+        self._peer = Peer()
+        self.outbox = Outbox(self.engine.hub, transport, self._too_slow)
+        self.permissions = Permissions(
+            self.engine.approvals, roster, self._peer, self.outbox, self.resolve_approval
+        )
+        self._inbox: deque[Call | Notification] = deque()
+        self._wake = asyncio.Event()
+        self._reading = True
+        self._withdrawn: set[Call] = set()
+        self._turns: dict[Call, Turn] = {}
+        self._submitting: dict[int, set[asyncio.Future[Accepted]]] = {}
+        self._current: Call | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = True
+        self._on_gone = on_gone
+        self.gone = asyncio.Event()
+        """Set when the transport is gone."""
+        loop = asyncio.get_running_loop()
+        self._handshake_timer = loop.call_later(
+            limits.HANDSHAKE_MS_MAX / 1000, self._handshake_late
+        )
+        self.spawn(self._serve())
+        roster.members.add(self)
+
+    # -- who this is ---------------------------------------------------------------------------
+
+    @property
+    def client_id(self) -> str:
+        """Who owns the prompts sent here: the client's own id, else the connection's."""
+        client = self.handshake.client
+        return (client and client.client_id) or self.connection_id
+
+    @property
+    def opted_in(self) -> bool:
+        """True when the client understands ``_goclaw/*`` notifications."""
+        client = self.handshake.client
+        return client is not None and client.opted_in
+
+    def require(self, action: str, resource: str, session: Session | None = None) -> Decision:
+        """Ask the policy; PolicyDenied unless it allows."""
+        subject = Subject(
+            SubjectKind.CLIENT, self.client_id, self.origin,
+            session_id=None if session is None else session.session_id,
+        )  # fmt: skip
+        context = Context()
+        if session is not None:
+            context = Context(interactive=session.interactive, roots=session.roots)
+        return self.permits.require(subject, action, resource, context)
+
+    # -- what the transport tells --------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """See Owner."""
+        if not self._open:
+            return
+        for incoming in self._peer.receive(data):
+            if isinstance(incoming, Send):
+                self.outbox.send(incoming.data)
+            elif isinstance(incoming, Cancel):
+                self._cancel(incoming.call)
+            elif isinstance(incoming, Answer):
+                if incoming.method == "session/request_permission":
+                    self.permissions.answered(incoming.request_id, incoming.response)
+            else:
+                self._inbox.append(incoming)
+                self._wake.set()
+        if self._reading and len(self._inbox) > _INBOX_MAX:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def full(self) -> None:
+        """See Owner."""
+        self.outbox.full()
+
+    def drained(self) -> None:
+        """See Owner."""
+        self.outbox.drained()
+
+    def lost(self) -> None:
+        """See Owner."""
+        self._open = False
+        self._handshake_timer.cancel()
+        self.outbox.stop(SubEvent.GONE)
+        self.roster.members.discard(self)
+        self._on_gone(self)
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self.services.config.acp.on_disconnect == "cancel":
+            for turn in self._turns.values():
+                self.roster.background(self._cancel_turn(turn))
+        self.gone.set()
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def spawn(self, work: Any) -> None:
+        """Run a coroutine for as long as the connection lives."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self) -> None:
+        while True:
+            while not self._inbox:
+                self._wake.clear()
+                await self._wake.wait()
+            incoming = self._inbox.popleft()
+            if not self._reading and len(self._inbox) <= _INBOX_MAX // 2:
+                self._reading = True
+                self._transport.resume_reading()
+            if isinstance(incoming, Call):
+                await self._begin(incoming)
+            else:
+                await self._notified(incoming)
+
+    async def _begin(self, call: Call) -> None:
+        self._current = call
+        await self._answer(call, self._handled(call))
+        self._current = None
+        if self.handshake.client is None and not self._transport.lines:
+            self.close(1002, "goclaw:initialize first")
+
+    async def _handled(self, call: Call) -> Reply | Later:
+        request = call.request
+        self.handshake.admit(request.method)
+        if call in self._withdrawn and request.method != "session/prompt":
+            raise RequestCancelled("The request was cancelled before it began.")
+        handler = self._methods.get(request.method)
+        if handler is None:
+            raise method_unknown(request.method)
+        self.require("protocol.call", request.method)
+        return await handler(self, Params(request.params))
+
+    async def _answer(self, call: Call, work: Awaitable[Reply | Later]) -> None:
+        """The edge of a request: whatever happens, it gets exactly one answer."""
+        try:
+            reply = await work
+        except GoclawError as error:
+            reply = Reply(error)
+        except Exception:
+            _log.exception("a handler failed", extra={"data": {"method": call.request.method}})
+            hint = "The log of the daemon says why."
+            reply = Reply(InternalError("The daemon failed to carry that out.", hint=hint))
+        if isinstance(reply, Later):
+            self.spawn(self._finish(call, reply))
+            return
+        self._withdrawn.discard(call)
+        if isinstance(reply.result, GoclawError):
+            data = self._peer.error(call, reply.result)
+        else:
+            data = self._peer.result(call, reply.result)
+        if data is not None:
+            self.outbox.send(data, after=reply.after, then=reply.then)
+
+    async def _finish(self, call: Call, later: Later) -> None:
+        try:
+            await self._answer(call, later.answer)
+        finally:
+            self._turns.pop(call, None)
+
+    async def _notified(self, notification: Notification) -> None:
+        if self.handshake.client is None:
+            if not self._transport.lines:
+                self.close(1002, "goclaw:initialize first")
+            return
+        handler = self._notifications.get(notification.method)
+        if handler is None:
+            return
+        try:
+            self.require("protocol.call", notification.method)
+            await handler(self, Params(notification.params))
+        except GoclawError as error:
+            # Nobody waits for an answer to a notification.
+            data = {"method": notification.method, "code": error.code}
+            _log.info("notification refused", extra={"data": data})
+
+    def initialized(self) -> None:
+        """The handshake is done: the clock stops, events follow the client's wish."""
+        self._handshake_timer.cancel()
+        if self.opted_in:
+            self.outbox.opt_in()
+
+    def frame(self, message: bytes) -> bytes:
+        """A finished message as this connection's transport sends it."""
+        return self._transport.frame(message)
+
+    def notify(self, method: str, params: object) -> None:
+        """Queue a notification."""
+        self.outbox.send(encode_notification(method, params))
+
+    # -- turns ---------------------------------------------------------------------------------
+
+    @property
+    def withdrawn(self) -> bool:
+        """True when the peer gave up on the request that is being begun."""
+        return self._current in self._withdrawn
+
+    def open_turn(self, sid: int, submission: asyncio.Future[Accepted]) -> Turn:
+        """Remember the prompt that is being begun, until its answer."""
+        assert self._current is not None
+        turn = self._turns[self._current] = Turn(sid, submission)
+        return turn
+
+    def submitting(self, sid: int, submission: asyncio.Future[Accepted]) -> None:
+        """A submission is on its way to the disk: a cancel behind it must see it."""
+        pending = self._submitting.setdefault(sid, set())
+        pending.add(submission)
+
+        def done(future: asyncio.Future[Accepted]) -> None:
+            pending.discard(future)
+            if not pending and self._submitting.get(sid) is pending:
+                del self._submitting[sid]
+            if not future.cancelled():
+                future.exception()
+
+        submission.add_done_callback(done)
+
+    async def submitted(self, sid: int) -> None:
+        """Wait until everything this connection submitted to a session is on disk or refused."""
+        pending = self._submitting.get(sid)
+        if pending:
+            await asyncio.wait(tuple(pending))
+
+    def _cancel(self, call: Call) -> None:
+        """``$/cancel_request``: prompts are cancelled, what has not begun never begins."""
+        turn = self._turns.get(call)
+        if turn is None:
+            self._withdrawn.add(call)
+        else:
+            self.spawn(self._cancel_turn(turn))
+
+    async def _cancel_turn(self, turn: Turn) -> None:
+        try:
+            accepted = await asyncio.shield(turn.submission)
+            await self.engine.cancel_run(accepted.run_id, "$/cancel_request")
+        except GoclawError as error:
+            _log.info("nothing to cancel", extra={"data": {"code": error.code}})
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    def check_room(self, session: Session | None = None) -> None:
+        """TooLarge when one more session would be too many for one connection."""
+        cursors = self.outbox.cursors
+        if session is not None and session.sid in cursors:
+            return
+        if len(cursors) >= limits.SUBSCRIPTIONS_MAX:
+            raise TooLarge(
+                f"A connection may attach to {limits.SUBSCRIPTIONS_MAX} sessions.",
+                hint="Close or unsubscribe from one, or open another connection.",
+                limit=limits.SUBSCRIPTIONS_MAX,
+                unit="sessions",
+            )
+
+    def attach(self, session: Session, position: int, *, controller: bool = True) -> None:
+        """Send the session's events from ``position`` on, and tell the daemon that it is in use."""
+        self.services.on_session(session.sid)
+        self.outbox.subscribe(session, position, controller=controller)
+
+    def attach_live(self, session: Session) -> None:
+        """Attach unless it is attached already."""
+        if session.sid not in self.outbox.cursors:
+            self.attach(session, session.head)
+            self.ask_undecided(session, session.head)
+
+    def ask_undecided(self, session: Session, event_id: int) -> None:
+        """Put the session's open approvals to this client, behind the replay."""
+        self.spawn(self._ask_undecided(session, event_id))
+
+    async def _ask_undecided(self, session: Session, event_id: int) -> None:
+        try:
+            await self.permissions.ask_open(session, event_id)
+        except GoclawError as error:
+            _log.error("approvals unread", extra={"data": {"error": str(error)}})
+
+    async def resolve_approval(self, approval_id: str, option_id: str) -> str:
+        """Answer an approval in this client's name; the outcome."""
+        decision = self.require("approval.answer", approval_id)
+        return await self.engine.approvals.resolve(
+            approval_id, option_id, self.client_id, decision=decision
+        )
+
+    # -- what the roster tells -----------------------------------------------------------------
+
+    def approval_opened(self, sid: int, event_id: int, approval: dict[str, Any]) -> None:
+        """See Member."""
+        cursor = self.outbox.cursors.get(sid)
+        if cursor is not None and cursor.controller:
+            self.permissions.ask(sid, event_id, approval["approvalId"], approval["request"])
+
+    def approval_resolved(self, sid: int, event_id: int, approval: dict[str, Any]) -> None:
+        """See Member."""
+        self.permissions.resolved(sid, event_id, approval["approvalId"])
+        cursor = self.outbox.cursors.get(sid)
+        if cursor is not None and self.opted_in:
+            notice = {"sessionId": cursor.session_id}
+            notice |= {name: approval[name] for name in ("approvalId", "outcome", "by")}
+            message = encode_notification("_goclaw/approval/resolved", notice)
+            self.outbox.send(message, after=(sid, event_id))
+
+    def run_ended(self, sid: int, event_id: int, run_id: str, at_ms: int) -> None:
+        """See Member. A vanilla client that came back has no open prompt that would be answered."""
+        cursor = self.outbox.cursors.get(sid)
+        if cursor is None or self.opted_in:
+            return
+        if any(turn.run_id == run_id for turn in self._turns.values()):
+            return
+        update = {"sessionUpdate": "session_info_update", "updatedAt": rfc3339(at_ms)}
+        params = {"sessionId": cursor.session_id, "update": update}
+        self.outbox.send(encode_notification("session/update", params), after=(sid, event_id))
+
+    def session_gone(self, sid: int) -> None:
+        """See Member."""
+        self.outbox.unsubscribe(sid, SubEvent.DELETED)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _handshake_late(self) -> None:
+        self.close(1002, "goclaw:initialize first")
+
+    def _too_slow(self, reason: CloseReason) -> None:
+        """PROTOCOL 2.6: one farewell, a close with the reason, and the reason is kept."""
+        event = SubEvent.RETENTION if reason is CloseReason.RETENTION else SubEvent.LIMIT
+        sent = self.outbox.stop(event)
+        code, text = 1013, f"goclaw:backpressure {reason}"
+        _log.warning(
+            "closed a slow client",
+            extra={"data": {"connection": self.connection_id, "reason": str(reason), "sent": sent}},
+        )
+        client = self.handshake.client
+        keys = [f"session:{session_id}" for session_id in sent]
+        if client is not None and client.client_id is not None:
+            keys = [f"client:{client.client_id}"]
+        self.roster.remember_close(keys, {"code": code, "reason": text, "sent": sent})
+        if self.opted_in:
+            notice = {"reason": str(reason), "sent": sent}
+            message = encode_notification("_goclaw/backpressure", notice)
+            self._transport.write(self._transport.frame(message))
+        self.close(code, text)
+
+    def last_close(self, session: Session) -> dict[str, Any] | None:
+        """Why this client's last connection was closed, told once."""
+        client = self.handshake.client
+        if client is not None and client.client_id is not None:
+            return self.roster.take_close(f"client:{client.client_id}")
+        return self.roster.take_close(f"session:{session.session_id}")
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye at once: what can be written is, the rest is dropped. Idempotent."""
+        if self._open:
+            self._open = False
+            self.outbox.flush()
+        self._transport.close(code, reason)
+
+    async def finish(self, code: int, reason: str) -> None:
+        """Take no more messages, send what there is to send, close. At most CLOSE_MS_MAX each."""
+        self._open = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.CLOSE_MS_MAX / 1000):
+                await self.outbox.flushed()
+        self.outbox.stop(SubEvent.SHUTDOWN)
+        self._transport.close(code, reason)
+        await self.gone.wait()

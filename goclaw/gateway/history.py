@@ -1,0 +1,219 @@
+"""A session's past as a client wants to see it: whole messages and tools in their final state.
+
+Owns the projection of the event log for session/load (PROTOCOL 2.7). Not in here: live events,
+which are the very bytes of the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from goclaw.core import limits
+from goclaw.protocol.jsonrpc import encode_notification
+from goclaw.protocol.messages import EventKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from goclaw.core.records import Session
+    from goclaw.engine import Engine
+    from goclaw.protocol.messages import EventRow
+
+__all__ = ["History", "Projection"]
+
+_CHUNKS: Final = ("user_message_chunk", "agent_message_chunk", "agent_thought_chunk")
+_LATEST: Final = (
+    "plan", "usage_update", "session_info_update", "current_mode_update", "config_option_update",
+    "available_commands_update",
+)  # fmt: skip
+_FINAL: Final = ("completed", "failed")
+
+
+@dataclass(eq=False, slots=True)
+class _Item:
+    """One message, tool call or state that is still growing."""
+
+    key: tuple[str, ...]
+    run_id: str | None
+    task_id: str | None
+    update: dict[str, Any]
+    texts: list[str] = field(default_factory=list)
+    done: bool = False
+
+    def finished(self) -> dict[str, Any]:
+        """The update to send."""
+        if not self.texts:
+            return self.update
+        content = {**self.update["content"], "text": "".join(self.texts)}
+        return {**self.update, "content": content}
+
+
+class Projection:
+    """Events in, updates out, in the order in which their messages and tools began.
+
+    An update leaves as soon as nothing can change it, or when ``limits.HISTORY_BYTES_MAX`` are
+    held: then the rest of a message is a second chunk of it, the rest of a tool call an update.
+    """
+
+    def __init__(self) -> None:
+        self._items: list[_Item] = []
+        self._by_key: dict[tuple[str, ...], _Item] = {}
+        self._announced: set[str] = set()  # tools that left before their end
+        self._held_bytes = 0
+        self._run: str | None = None
+
+    def feed(self, row: EventRow) -> Iterator[dict[str, Any]]:
+        """Take one stored update; gives the params of what is ready."""
+        _, _, _, _, run_id, task_id, _, _, payload = row
+        update = orjson.loads(payload)
+        if run_id != self._run:
+            self._run = run_id
+            for item in self._items:
+                item.done = item.done or item.key[0] != "tool"
+        self._take(update, run_id, task_id)
+        self._held_bytes += len(payload)
+        yield from self._ready()
+
+    def finish(self) -> Iterator[dict[str, Any]]:
+        """What is left: the unfinished turn's part so far."""
+        for item in self._items:
+            yield _params(item)
+        self._items.clear()
+        self._by_key.clear()
+
+    def _take(self, update: dict[str, Any], run_id: str | None, task_id: str | None) -> None:
+        kind = update.get("sessionUpdate")
+        if kind in _CHUNKS:
+            self._chunk(kind, update, run_id, task_id)
+        elif kind in ("tool_call", "tool_call_update"):
+            self._tool(update, run_id, task_id)
+        elif kind in _LATEST:
+            key = (str(kind), run_id or "")
+            item = self._open(key, update, run_id, task_id)
+            item.update = update
+        else:
+            self._open((str(kind), str(id(update))), update, run_id, task_id).done = True
+
+    def _open(
+        self, key: tuple[str, ...], update: dict[str, Any], run_id: str | None, task_id: str | None
+    ) -> _Item:
+        item = self._by_key.get(key)
+        if item is None or item.done:
+            item = self._by_key[key] = _Item(key, run_id, task_id, update)
+            self._items.append(item)
+        return item
+
+    def _chunk(
+        self, kind: str, update: dict[str, Any], run_id: str | None, task_id: str | None
+    ) -> None:
+        if kind == "user_message_chunk" and "messageId" not in update and run_id is not None:
+            update = {**update, "messageId": "user_" + run_id.removeprefix("run_")}
+        content: Any = update.get("content")
+        last = self._items[-1] if self._items else None
+        key = (kind, str(update.get("messageId", "")))
+        plain = isinstance(content, dict) and content.keys() == {"type", "text"}
+        if kind == "user_message_chunk" or not plain:
+            # Blocks of a prompt stay apart, and so does what is no plain text.
+            item = _Item(key, run_id, task_id, update, done=True)
+            self._items.append(item)
+            self._by_key.pop(key, None)
+            return
+        if "messageId" not in update and (last is None or last.key != key):
+            self._by_key.pop(key, None)
+        for other in self._items:
+            if other.key[0] == kind and other.key != key:
+                other.done = True
+        self._open(key, update, run_id, task_id).texts.append(content["text"])
+
+    def _tool(self, update: dict[str, Any], run_id: str | None, task_id: str | None) -> None:
+        call_id = str(update.get("toolCallId"))
+        key = ("tool", call_id)
+        item = self._by_key.get(key)
+        changes = {name: value for name, value in update.items() if name != "sessionUpdate"}
+        if "content" in changes:
+            changes["content"] = _without_terminals(changes["content"])
+        if item is None:
+            known = call_id in self._announced
+            shown = "tool_call_update" if known else "tool_call"
+            item = self._open(key, {"sessionUpdate": shown, "title": call_id}, run_id, task_id)
+            if known:
+                del item.update["title"]
+        item.update |= {name: value for name, value in changes.items() if value is not None}
+        item.done = item.update.get("status") in _FINAL
+
+    def _ready(self) -> Iterator[dict[str, Any]]:
+        count = 0
+        for item in self._items:
+            if not item.done and self._held_bytes <= limits.HISTORY_BYTES_MAX:
+                break
+            if item.key[0] == "tool" and not item.done:
+                self._announced.add(item.key[1])
+            yield _params(item)
+            if self._by_key.get(item.key) is item:
+                del self._by_key[item.key]
+            count += 1
+        del self._items[:count]
+        if not self._items:
+            self._held_bytes = 0
+
+
+def _params(item: _Item) -> dict[str, Any]:
+    """No event id: several events are in it, and a cursor is only what the answer says."""
+    ids = {"runId": item.run_id, "taskId": item.task_id}
+    meta = {name: value for name, value in ids.items() if value} | {"history": True}
+    return {"update": item.finished(), "_meta": {"goclaw": meta}}
+
+
+def _without_terminals(content: object) -> object:
+    """A terminal of the past is unknown to the client: say so in text."""
+    if not isinstance(content, list):
+        return content
+    gone = {"type": "text", "text": "(the terminal of that time is gone)"}
+    return [
+        {"type": "content", "content": gone}
+        if isinstance(part, dict) and part.get("type") == "terminal"
+        else part
+        for part in content
+    ]
+
+
+class History:
+    """Events 1 to ``until`` of a session as frames; an ``outbox.Source``."""
+
+    def __init__(
+        self, engine: Engine, session: Session, until: int, frame: Callable[[bytes], bytes]
+    ) -> None:
+        self._engine, self._session, self._until, self._frame = engine, session, until, frame
+        self._cursor = session.oldest - 1
+        self._projection = Projection()
+        self._finished = False
+
+    async def pull(self) -> bytes:
+        """See Source."""
+        out: list[bytes] = []
+        size = 0
+        while size < limits.WRITE_BYTES_MAX and not self._finished:
+            for params in await self._page():
+                message = encode_notification(
+                    "session/update", {"sessionId": self._session.session_id, **params}
+                )
+                out.append(self._frame(message))
+                size += len(message)
+        return b"".join(out)
+
+    async def _page(self) -> list[dict[str, Any]]:
+        rows = await self._engine.hub.rows(self._session.sid, self._cursor)
+        found: list[dict[str, Any]] = []
+        for row in rows:
+            if row[0] > self._until:
+                break
+            self._cursor = row[0]
+            if row[1] != EventKind.GOCLAW:
+                found += self._projection.feed(row)
+        if not rows or self._cursor >= self._until or rows[-1][0] > self._until:
+            self._finished = True
+            found += self._projection.finish()
+        return found

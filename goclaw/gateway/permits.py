@@ -1,0 +1,79 @@
+"""Asks the policy for clients, and keeps the record of what it denied.
+
+Owns the joining of equal denials (A-8). Not in here: the policy, and audit records of what was
+allowed, which commit with what they allow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from goclaw.core import limits, log
+from goclaw.core.decisions import Verdict
+from goclaw.core.errors import GoclawError, PolicyDenied
+
+if TYPE_CHECKING:
+    from goclaw.core.decisions import Context, Decision, Subject
+    from goclaw.gateway.services import Services
+
+__all__ = ["Permits"]
+
+_log = log.logger("gateway.permits")
+
+
+class Permits:
+    """Decisions about clients. Belongs to the loop."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._denied: dict[tuple[str, str, str, str], tuple[Decision, int]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: set[asyncio.Task[None]] = set()
+
+    def require(self, subject: Subject, action: str, resource: str, context: Context) -> Decision:
+        """The decision, when it allows; else PolicyDenied.
+
+        An ``ask`` denies too: a request of a client has no durable approval to wait for.
+        """
+        decision = self._services.decide(subject, action, resource, context)
+        if decision.effect is Verdict.ALLOW:
+            return decision
+        self._keep(decision)
+        raise PolicyDenied(
+            f"The policy does not allow {action} of {decision.resource}: {decision.reason}.",
+            hint="See `goclaw policy explain`.",
+            decisionId=decision.decision_id,
+            reason=decision.reason,
+            ruleId=decision.rule_id,
+        )
+
+    def _keep(self, decision: Decision) -> None:
+        key = (decision.subject.id, decision.action, decision.resource, decision.rule_id)
+        first, count = self._denied.get(key, (decision, 0))
+        if key in self._denied or len(self._denied) < limits.DENIALS_MAX:
+            self._denied[key] = (first, count + 1)
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(limits.DENIALS_JOIN_MS / 1000, self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        denied, self._denied = self._denied, {}
+        for decision, count in denied.values():
+            task = asyncio.ensure_future(self._write(decision, count))
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
+
+    async def _write(self, decision: Decision, count: int) -> None:
+        try:
+            await self._services.engine.audit(decision, count=count)
+        except GoclawError as error:
+            _log.error("denial not recorded", extra={"data": {"error": str(error)}})
+
+    async def close(self) -> None:
+        """Write what is still to be written."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._flush()
+        await asyncio.gather(*self._writing)

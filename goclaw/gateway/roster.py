@@ -1,0 +1,97 @@
+"""Who is connected: what concerns more than one connection passes through here.
+
+Owns the set of connections, the memory of closes for being slow, and the fan-out of committed
+approvals and ends of runs. Not in here: what a single connection does with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+
+from goclaw.core import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from goclaw.store import Event
+
+__all__ = ["Member", "Roster"]
+
+
+class Member(Protocol):
+    """A connection, as the others see it."""
+
+    def approval_opened(self, sid: int, event_id: int, approval: dict[str, Any]) -> None:
+        """A question waits for an answer; ``approval`` is the event's payload."""
+
+    def approval_resolved(self, sid: int, event_id: int, approval: dict[str, Any]) -> None:
+        """It has been answered, has expired or was cancelled."""
+
+    def run_ended(self, sid: int, event_id: int, run_id: str, at_ms: int) -> None:
+        """A turn is over."""
+
+    def session_gone(self, sid: int) -> None:
+        """The session was deleted."""
+
+
+class Roster:
+    """Connections come and go; committed events find them."""
+
+    def __init__(self) -> None:
+        self.members: set[Member] = set()
+        self._last_closes: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._resolved: OrderedDict[str, None] = OrderedDict()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what must outlive its connection."""
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def settled(self) -> None:
+        """Wait for all of that."""
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def observe(self, events: list[Event]) -> None:
+        """For ``Hub.observe``: after the events' frames are ready for readers."""
+        for sid, event_id, _, kind, at_ms, run_id, _, _, _, payload in events:
+            if kind == "approval.opened":
+                approval = orjson.loads(payload)
+                for member in tuple(self.members):
+                    member.approval_opened(sid, event_id, approval)
+            elif kind == "approval.resolved":
+                approval = orjson.loads(payload)
+                self._resolved[approval["approvalId"]] = None
+                if len(self._resolved) > limits.CONNECTIONS_MAX:
+                    self._resolved.popitem(last=False)
+                for member in tuple(self.members):
+                    member.approval_resolved(sid, event_id, approval)
+            elif kind == "run.ended":
+                for member in tuple(self.members):
+                    member.run_ended(sid, event_id, run_id or "", at_ms)
+
+    def was_resolved(self, approval_id: str) -> bool:
+        """True when the answer came while somebody was reading the list of open ones."""
+        return approval_id in self._resolved
+
+    def session_gone(self, sid: int) -> None:
+        """Tell every connection."""
+        for member in tuple(self.members):
+            member.session_gone(sid)
+
+    def remember_close(self, keys: list[str], close: dict[str, Any]) -> None:
+        """Keep why a slow connection was closed, for whoever comes back under one of the keys."""
+        for key in keys:
+            self._last_closes[key] = close
+            self._last_closes.move_to_end(key)
+        while len(self._last_closes) > limits.CONNECTIONS_MAX:
+            self._last_closes.popitem(last=False)
+
+    def take_close(self, key: str) -> dict[str, Any] | None:
+        """What was kept under the key; told once."""
+        return self._last_closes.pop(key, None)

@@ -1,0 +1,224 @@
+"""The listeners: a Unix socket that speaks lines, a loopback port that speaks WebSocket.
+
+Owns the sockets, the number of connections and the order of a shutdown. Not in here: who may
+connect (``access``), what a connection does (``connection``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+from websockets.asyncio.server import Server, serve
+
+from goclaw.core import limits, log
+from goclaw.core.decisions import Origin
+from goclaw.core.errors import ListenerFailed
+from goclaw.gateway import handlers, work
+from goclaw.gateway.access import Throttle, judge, peer_uid
+from goclaw.gateway.connection import Connection
+from goclaw.gateway.permits import Permits
+from goclaw.gateway.roster import Roster
+from goclaw.gateway.transports import FrameConnection, FrameTransport, LineTransport
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from websockets.asyncio.server import ServerConnection
+    from websockets.http11 import Request, Response
+
+    from goclaw.gateway.services import Services
+    from goclaw.gateway.transports import Transport
+
+__all__ = ["Gateway"]
+
+_log = log.logger("gateway.server")
+_METHODS: Final = handlers.METHODS | work.METHODS
+
+# The library logs requests, whose headers hold the token: nothing of it goes anywhere.
+_mute = logging.Logger("goclaw-websockets", level=logging.CRITICAL + 1)
+
+
+class Gateway:
+    """All listeners and connections of a daemon. Belongs to the loop it is made on."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._roster = Roster()
+        self._permits = Permits(services)
+        self._throttle = Throttle()
+        self._connections: set[Connection] = set()
+        self._unix: asyncio.AbstractServer | None = None
+        self._unix_path: Path | None = None
+        self._ws: Server | None = None
+        self._closed = False
+        services.engine.hub.observe(self._roster.observe)
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
+    # -- listeners -----------------------------------------------------------------------------
+
+    async def serve_unix(self, path: Path) -> None:
+        """Listen at ``path``, mode 0600; what a dead daemon left there is replaced.
+
+        The caller holds the home's lock, so nobody alive listens there. ListenerFailed.
+        """
+        name = os.fsencode(path)
+        if len(name) > limits.SOCKET_PATH_BYTES_MAX:
+            raise ListenerFailed(
+                f"The path of the socket has {len(name)} bytes: {path}.",
+                hint=f"The system takes {limits.SOCKET_PATH_BYTES_MAX}: use a shorter home.",
+            )
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+            listener.bind(str(path))
+            path.chmod(0o600)  # before listen(): nobody gets in between
+            listener.setblocking(False)
+            self._unix = await asyncio.get_running_loop().create_unix_server(
+                lambda: LineTransport(self._accept_unix), sock=listener
+            )
+        except OSError as error:
+            listener.close()
+            raise ListenerFailed(
+                f"The socket {path} cannot be opened: {error.strerror}.",
+                hint="Mend the directory's permissions, or choose another home.",
+            ) from None
+        self._unix_path = path
+
+    async def serve_ws(self, host: str, port: int) -> int:
+        """Listen for WebSocket upgrades on a loopback address; the port in use. ListenerFailed."""
+        try:
+            self._ws = await serve(
+                self._serve_ws,
+                "127.0.0.1" if host == "localhost" else host,
+                port,
+                compression=None,
+                process_request=self._judge,
+                process_response=self._respond,
+                server_header=None,
+                open_timeout=limits.HANDSHAKE_MS_MAX / 1000,
+                ping_interval=limits.PING_MS / 1000,
+                ping_timeout=limits.PINGS_MISSED_MAX * limits.PING_MS / 1000,
+                close_timeout=limits.CLOSE_MS_MAX / 1000,
+                max_size=limits.FRAME_BYTES_MAX,
+                write_limit=limits.WRITE_BYTES_MAX,
+                logger=_mute,
+                create_connection=FrameConnection,
+            )
+        except OSError as error:
+            raise ListenerFailed(
+                f"{host}:{port} cannot be opened: {error.strerror}.",
+                hint="Is another program on that port? Choose one with --listen.",
+            ) from None
+        bound: int = next(iter(self._ws.sockets)).getsockname()[1]
+        return bound
+
+    # -- who comes in --------------------------------------------------------------------------
+
+    def _accept_unix(self, transport: LineTransport) -> Connection | None:
+        try:
+            uid = peer_uid(transport.stream.get_extra_info("socket"))
+        except OSError:
+            return None
+        if uid != os.geteuid():
+            _log.warning("turned a foreign user away", extra={"data": {"uid": uid}})
+            return None
+        if self._is_full():
+            return None
+        return self._connect(transport, Origin.UNIX)
+
+    def _is_full(self) -> bool:
+        if self._closed:
+            return True
+        full = len(self._connections) >= limits.CONNECTIONS_MAX
+        if full:
+            _log.warning("too many connections", extra={"data": {"limit": limits.CONNECTIONS_MAX}})
+        return full
+
+    async def _judge(self, connection: ServerConnection, request: Request) -> Response | None:
+        address = connection.remote_address[0] if connection.remote_address else ""
+        refusal = judge(request.path, request.headers, self._services.token)
+        if refusal is None:
+            self._throttle.succeeded(address)
+            if self._is_full():
+                return connection.respond(503, "There are too many connections.\n")
+            return None
+        _log.info("refused an upgrade", extra={"data": {"status": int(refusal.status)}})
+        if refusal.wrong_token:
+            await _wait(self._throttle.failed(address))
+        response = connection.respond(refusal.status, refusal.text + "\n")
+        if refusal.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    def _respond(self, connection: ServerConnection, _request: Request, response: Response) -> None:
+        if response.status_code == 101:
+            response.headers["Acp-Connection-Id"] = str(connection.id)
+
+    async def _serve_ws(self, connection: ServerConnection) -> None:
+        assert isinstance(connection, FrameConnection)
+        transport = FrameTransport(connection)
+        await transport.serve(self._connect(transport, Origin.WS, f"connection_{connection.id}"))
+
+    def _connect(
+        self, transport: Transport, origin: Origin, connection_id: str | None = None
+    ) -> Connection:
+        connection = Connection(
+            self._services,
+            self._roster,
+            self._permits,
+            transport,
+            origin,
+            _METHODS,
+            handlers.NOTIFICATIONS,
+            connection_id=connection_id,
+            on_gone=self._connections.discard,
+        )
+        self._connections.add(connection)
+        return connection
+
+    # -- the end -------------------------------------------------------------------------------
+
+    async def announce_shutdown(self, grace_s: int) -> None:
+        """Tell opted-in clients that the daemon goes away within ``grace_s``."""
+        for connection in tuple(self._connections):
+            if connection.opted_in:
+                connection.notify("_goclaw/shutdown", {"graceSeconds": grace_s})
+
+    async def close(self) -> None:
+        """Take no more clients, send what is ready, close with 1001. Idempotent."""
+        self._closed = True
+        if self._unix is not None:
+            self._unix.close()
+        if self._ws is not None:
+            self._ws.close(close_connections=False)
+        await asyncio.gather(
+            *(connection.finish(1001, "goclaw:shutdown") for connection in self._connections)
+        )
+        if self._ws is not None:
+            await self._ws.wait_closed()
+        if self._unix_path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._unix_path.unlink()
+            self._unix_path = None
+        await self._roster.settled()
+        await self._permits.close()
+
+
+async def _wait(wait_ms: int) -> None:
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    timer = loop.call_later(wait_ms / 1000, future.set_result, None)
+    try:
+        await future
+    finally:
+        timer.cancel()

@@ -1,0 +1,42 @@
+"""What the gateway needs of the rest of the house, handed over by the composition root.
+
+Owns that one record. Not in here: who fulfils it (``daemon``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from goclaw.core.config import Config
+    from goclaw.core.decisions import Context, Decision, Subject
+    from goclaw.core.records import Session
+    from goclaw.engine import Engine
+
+__all__ = ["Services"]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything is called on the loop; nothing here may block it."""
+
+    engine: Engine
+    config: Config
+    decide: Callable[[Subject, str, str, Context], Decision]
+    """The policy in force: subject, action, resource, context."""
+    daemon_id: str
+    boot_id: str
+    version: str
+    commands: Callable[[Session], list[dict[str, Any]]]
+    """The slash commands of a session, as ACP's AvailableCommand objects."""
+    status: Callable[[], Awaitable[dict[str, Any]]]
+    explain_policy: Callable[[Subject, str, str, Context], Decision]
+    skills: Callable[[], list[dict[str, Any]]]
+    request_stop: Callable[[], None]
+    on_session: Callable[[int], None]
+    """Called with the sid of every session that a client makes or attaches to."""
+    token: str
+    """The bearer token of the network port."""

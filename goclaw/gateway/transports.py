@@ -1,0 +1,260 @@
+"""Two ways to carry finished bytes: lines on a Unix socket, frames of a WebSocket.
+
+Owns flow control towards the kernel and the one trick with the websockets library (below). Not in
+here: what is sent when (``outbox``), who may connect (``access``).
+
+The trick: a server's frames are unmasked and its connection has no compression, so a frame that
+``protocol.jsonrpc`` finished once for everybody is written straight to the library's transport. It
+is right while the state is OPEN, no extension is active and the library itself sends no fragmented
+message; ``test_wire_frames`` holds the library to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
+
+from goclaw.core import limits
+from goclaw.protocol.jsonrpc import LineSplitter, text_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FrameConnection", "FrameTransport", "LineTransport", "Owner", "Transport"]
+
+_CLOSE_S: Final = limits.CLOSE_MS_MAX / 1000
+
+
+class Owner(Protocol):
+    """Whom a transport tells: a connection."""
+
+    def receive(self, data: bytes) -> None:
+        """One message of the peer."""
+
+    def full(self) -> None:
+        """More than ``limits.WRITE_BYTES_MAX`` wait in the transport."""
+
+    def drained(self) -> None:
+        """The transport takes bytes again."""
+
+    def lost(self) -> None:
+        """The connection is gone; called once."""
+
+
+class Transport(Protocol):
+    """Where a connection's bytes go. Belongs to the loop."""
+
+    lines: bool
+    """True: messages end with LF and have no WebSocket header."""
+
+    @property
+    def paused(self) -> bool:
+        """True between ``Owner.full`` and ``Owner.drained``."""
+
+    def frame(self, message: bytes) -> bytes:
+        """A finished message as this transport sends it."""
+
+    def write(self, data: bytes) -> None:
+        """Queue finished frames; nothing when the connection is no longer open."""
+
+    def buffered(self) -> int:
+        """Bytes that the kernel has not taken."""
+
+    def takes_bytes(self) -> bool:
+        """True when the kernel would take bytes at this very moment."""
+
+    def pause_reading(self) -> None:
+        """Take no more messages for now."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Say goodbye after what was written; abort after ``limits.CLOSE_MS_MAX``. Idempotent."""
+
+
+def _takes_bytes(transport: asyncio.WriteTransport) -> bool:
+    socket = transport.get_extra_info("socket")
+    if socket is None or socket.fileno() < 0:
+        return False
+    poller = select.poll()
+    poller.register(socket.fileno(), select.POLLOUT)
+    return any(events & select.POLLOUT for _, events in poller.poll(0))
+
+
+class LineTransport(asyncio.Protocol):
+    """One message a line; ``accept`` names the owner, or None to turn the peer away."""
+
+    lines = True
+
+    def __init__(self, accept: Callable[[LineTransport], Owner | None]) -> None:
+        self._accept = accept
+        self._splitter = LineSplitter()
+        self._owner: Owner | None = None
+        self._closing: asyncio.TimerHandle | None = None
+        self.paused = False
+
+    # -- the event loop's side -----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        # uvloop's transports are none of asyncio's classes.
+        self.stream = transport = cast("asyncio.Transport", transport)
+        transport.set_write_buffer_limits(high=limits.WRITE_BYTES_MAX)
+        self._owner = self._accept(self)
+        if self._owner is None:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        if self._owner is not None:
+            for line in self._splitter.feed(data):
+                self._owner.receive(line)
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        self.paused = True
+        if self._owner is not None:
+            self._owner.full()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self.paused = False
+        if self._owner is not None:
+            self._owner.drained()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        if self._closing is not None:
+            self._closing.cancel()
+        if self._owner is not None:
+            self._owner.lost()
+
+    # -- the owner's side ----------------------------------------------------------------------
+
+    def frame(self, message: bytes) -> bytes:
+        """See Transport."""
+        return message + b"\n"
+
+    def write(self, data: bytes) -> None:
+        """See Transport."""
+        if not self.stream.is_closing():
+            self.stream.write(data)
+
+    def buffered(self) -> int:
+        """See Transport."""
+        return self.stream.get_write_buffer_size()
+
+    def takes_bytes(self) -> bool:
+        """See Transport."""
+        return _takes_bytes(self.stream)
+
+    def pause_reading(self) -> None:
+        """See Transport."""
+        if not self.stream.is_closing():
+            self.stream.pause_reading()
+
+    def resume_reading(self) -> None:
+        """See Transport."""
+        if not self.stream.is_closing():
+            self.stream.resume_reading()
+
+    def close(self, code: int, reason: str) -> None:
+        """See Transport; a line knows no close code."""
+        if self._closing is None:
+            self.stream.close()
+            loop = asyncio.get_running_loop()
+            self._closing = loop.call_later(_CLOSE_S, self.stream.abort)
+
+
+class FrameConnection(ServerConnection):
+    """The library's connection, which also tells an owner when its transport is full."""
+
+    owner: Owner | None = None
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        super().pause_writing()
+        if self.owner is not None:
+            self.owner.full()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        super().resume_writing()
+        if self.owner is not None:
+            self.owner.drained()
+
+
+class FrameTransport:
+    """Finished WebSocket frames; reads until the connection ends."""
+
+    lines = False
+
+    def __init__(self, connection: FrameConnection) -> None:
+        self._connection = connection
+        self._reading = asyncio.Event()
+        self._reading.set()
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def paused(self) -> bool:
+        """See Transport."""
+        return self._connection.paused
+
+    async def serve(self, owner: Owner) -> None:
+        """Hand the peer's messages to ``owner`` until the connection ends."""
+        self._connection.owner = owner
+        try:
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    await self._reading.wait()
+                    owner.receive(await self._connection.recv(decode=False))
+        finally:
+            self._connection.owner = None
+            owner.lost()
+            if self._closing is not None:
+                await self._closing
+
+    def frame(self, message: bytes) -> bytes:
+        """See Transport."""
+        return text_frame(message)
+
+    def write(self, data: bytes) -> None:
+        """See Transport."""
+        if self._connection.protocol.state is State.OPEN:
+            self._connection.transport.write(data)
+
+    def buffered(self) -> int:
+        """See Transport."""
+        return self._connection.transport.get_write_buffer_size()
+
+    def takes_bytes(self) -> bool:
+        """See Transport."""
+        return _takes_bytes(self._connection.transport)
+
+    def pause_reading(self) -> None:
+        """See Transport."""
+        self._reading.clear()
+
+    def resume_reading(self) -> None:
+        """See Transport."""
+        self._reading.set()
+
+    def close(self, code: int, reason: str) -> None:
+        """See Transport."""
+        if self._closing is None:
+            self._reading.set()
+            self._closing = asyncio.create_task(self._close(code, reason))
+
+    async def _close(self, code: int, reason: str) -> None:
+        # The library's own close waits for ever on a full socket.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._connection.close(code, reason)
+        self._connection.transport.abort()

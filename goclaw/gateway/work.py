@@ -1,0 +1,345 @@
+"""The methods of goclaw's extension: subscriptions, runs, approvals, tasks, administration.
+
+Owns their params and the shapes of their answers (PROTOCOL 2.3, 2.8; SPEC 12). Not in here: ACP's
+own methods (``handlers``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from goclaw.core import limits
+from goclaw.core.clock import rfc3339
+from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
+from goclaw.core.errors import InvalidParams
+from goclaw.core.states import State
+from goclaw.gateway.connection import Connection, Handler, Later, Reply
+from goclaw.gateway.handlers import attached, own_session, session_block
+from goclaw.gateway.params import Params
+from goclaw.protocol.jsonrpc import page_frames
+from goclaw.protocol.messages import KINDS_OPTED_IN
+from goclaw.protocol.session import place
+
+if TYPE_CHECKING:
+    from goclaw.core.records import Accepted, Approval, Receipt, Session
+
+__all__ = ["METHODS"]
+
+_STATES: Final = tuple(str(state) for state in State)
+_NOT_BUILT: Final = (
+    "pool", "payload", "notBeforeMs", "timeoutMs", "deadlineMs", "effectClass", "unique",
+    "schedule",
+)  # fmt: skip
+_PARAMS: Final = b'"params":'
+
+# -- sessions ----------------------------------------------------------------------------------
+
+
+async def _subscribe(connection: Connection, params: Params) -> Reply:
+    session = await connection.engine.intake.session(params.text("sessionId"))
+    role = params.choice("role", ("controller", "observer"))
+    params.choice("mode", ("lossless",))
+    position = place(
+        session,
+        params.number("fromEventId", 0, limits.FIGURE_MAX),
+        params.text_or_none("streamId"),
+    )
+    connection.check_room(session)
+    block = await session_block(connection, session, params)
+    last_close = connection.last_close(session)
+    if last_close is not None:
+        block["lastClose"] = last_close
+    return attached(connection, session, position, block, controller=role == "controller")
+
+
+async def _unsubscribe(connection: Connection, params: Params) -> Reply:
+    session = await connection.engine.intake.session(params.text("sessionId"))
+    connection.outbox.unsubscribe(session.sid)
+    return Reply({})
+
+
+async def _events(connection: Connection, params: Params) -> Reply:
+    session = await connection.engine.intake.session(params.text("sessionId"))
+    position = place(session, params.number("fromEventId", 0, limits.FIGURE_MAX, 0))
+    most = params.page()
+    events: list[orjson.Fragment] = []
+    size = 0
+    while len(events) < most and size < limits.ANSWER_BYTES_MAX // 2:
+        rows = await connection.engine.hub.rows(session.sid, position)
+        if not rows:
+            break
+        rows = rows[: most - len(events)]
+        page = page_frames(session.session_id, rows, mask=KINDS_OPTED_IN, lines=True)
+        events += [
+            orjson.Fragment(line[line.index(_PARAMS) + len(_PARAMS) : -1])
+            for line in page.split(b"\n")[:-1]
+        ]
+        size += len(page)
+        position = rows[-1][0]
+    head = max(session.head, position)
+    return Reply({"events": events, "nextEventId": position, "headEventId": head})
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+async def _run_get(connection: Connection, params: Params) -> Reply:
+    engine = connection.engine
+    run_id = params.text_or_none("runId")
+    if run_id is None:
+        session = await engine.intake.session(params.text("sessionId"))
+        run_id = await engine.submitted(session, params.text("idempotencyKey"))
+    task = await engine.run_task(run_id)
+    result = {
+        "runId": run_id,
+        "taskId": task["task_id"],
+        "sessionId": task["session_id"],
+        "state": task["state"],
+        "attempts": task["attempt"],
+        "eventId": task["end_event"],
+    }
+    if task["stop_reason"] is not None:
+        result["stopReason"] = task["stop_reason"]
+    return Reply(result)
+
+
+def _receipt(receipt: Receipt) -> Reply:
+    return Reply(
+        {
+            "outcome": receipt.outcome,
+            "eventId": receipt.event_id,
+            "effectsDone": list(receipt.effects_done),
+        }
+    )
+
+
+async def _run_cancel(connection: Connection, params: Params) -> Reply:
+    run_id = params.text("runId")
+    return _receipt(await connection.engine.cancel_run(run_id, "_goclaw/run/cancel"))
+
+
+async def _run_signal(connection: Connection, params: Params) -> Reply:
+    payload = orjson.dumps(params.values.get("payload"))
+    if len(payload) > limits.PAYLOAD_BYTES_MAX:
+        raise InvalidParams(f"A payload has at most {limits.PAYLOAD_BYTES_MAX} bytes.")
+    event_id = await connection.engine.signal(params.text("runId"), params.text("name"), payload)
+    return Reply({"eventId": event_id, "duplicate": event_id is None})
+
+
+# -- approvals ---------------------------------------------------------------------------------
+
+
+def _approval(approval: Approval) -> dict[str, Any]:
+    return {
+        "approvalId": approval.approval_id,
+        "sessionId": approval.session_id,
+        "taskId": approval.task_id,
+        "runId": approval.run_id,
+        "ordinal": approval.ordinal,
+        "createdAt": rfc3339(approval.created_at),
+        "expiresAt": rfc3339(approval.expires_at),
+        "request": orjson.Fragment(approval.request),
+    }
+
+
+async def _approvals_list(connection: Connection, params: Params) -> Reply:
+    session = await _session_or_none(connection, params)
+    sid = None if session is None else session.sid
+    listed = await connection.engine.approvals.listed(sid)
+    return Reply({"approvals": [_approval(approval) for approval in listed]})
+
+
+async def _approvals_resolve(connection: Connection, params: Params) -> Reply:
+    outcome = await connection.resolve_approval(params.text("approvalId"), params.text("optionId"))
+    return Reply({"outcome": outcome})
+
+
+# -- tasks -------------------------------------------------------------------------------------
+
+
+async def _session_or_none(connection: Connection, params: Params) -> Session | None:
+    session_id = params.text_or_none("sessionId")
+    return None if session_id is None else await connection.engine.intake.session(session_id)
+
+
+async def _task_submit(connection: Connection, params: Params) -> Reply | Later:
+    for name in _NOT_BUILT:
+        if name in params:
+            raise InvalidParams(f"{name} is not supported yet.", param=name)
+    session = await own_session(connection, params)
+    decision = connection.require("run.submit", session.session_id, session)
+    connection.services.on_session(session.sid)
+    submission = asyncio.ensure_future(
+        connection.engine.intake.submit_tool(
+            session,
+            params.text("tool"),
+            params.object("arguments"),
+            key=params.text_or_none("idempotencyKey", chars_max=limits.KEY_CHARS_MAX),
+            client=connection.client_id,
+            origin=str(connection.origin),
+            priority=params.number("priority", 0, limits.PRIORITY_MAX) or 0
+            if "priority" in params
+            else limits.PRIORITY,
+            parallel=params.flag("parallel", False),
+            max_attempts=params.number("maxAttempts", 1, limits.MAX_ATTEMPTS_MAX),
+            trace=params.trace,
+            decision=decision,
+        )
+    )
+    connection.submitting(session.sid, submission)
+    return Later(_accepted(submission))
+
+
+async def _accepted(submission: asyncio.Future[Accepted]) -> Reply:
+    accepted = await asyncio.shield(submission)
+    return Reply(
+        {
+            "taskId": accepted.task_id,
+            "runId": accepted.run_id,
+            "state": accepted.state,
+            "eventId": accepted.event_id,
+            "duplicate": accepted.duplicate,
+        }
+    )
+
+
+def _task(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:
+    """The task object of SPEC 12."""
+    until, due = row["lease_until_mono"], row["due_at"]
+    expires = None if until is None else max(0, until - connection.engine.clock.mono_ms())
+    return {
+        "taskId": row["task_id"],
+        "sessionId": row["session_id"],
+        "runId": row["run_id"],
+        "kind": row["kind"],
+        "state": row["state"],
+        "reason": row["reason"],
+        "attempt": row["attempt"],
+        "failures": row["failures"],
+        "crashes": row["crashes"],
+        "maxAttempts": row["max_attempts"],
+        "priority": row["priority"],
+        "leaseOwner": row["lease_owner"],
+        "leaseExpiresInMs": expires,
+        "availableAt": None if due is None else rfc3339(due),
+        "createdAt": rfc3339(row["created_at"]),
+        "updatedAt": rfc3339(row["updated_at"]),
+        "result": None if row["result"] is None else orjson.Fragment(row["result"]),
+        "error": None if row["error"] is None else orjson.Fragment(row["error"]),
+    }
+
+
+async def _task_get(connection: Connection, params: Params) -> Reply:
+    return Reply(_task(connection, await connection.engine.task(params.text("taskId"))))
+
+
+async def _task_list(connection: Connection, params: Params) -> Reply:
+    session = await _session_or_none(connection, params)
+    states: list[str | None] = list(dict.fromkeys(params.texts("states")))
+    if not set(states) <= set(_STATES):
+        raise InvalidParams(f"states are of {', '.join(_STATES)}.", param="states")
+    after = params.text_or_none("after")
+    if after is not None and not (after.isascii() and after.isdecimal() and len(after) < 20):
+        raise InvalidParams("after was not given by this method.", param="after")
+    most = params.page()
+    rows: list[dict[str, Any]] = []
+    for state in states or [None]:
+        rows += await connection.engine.tasks(
+            sid=None if session is None else session.sid,
+            before=None if after is None else int(after),
+            state=state,
+            limit=most + 1,
+        )
+    rows.sort(key=lambda row: -row["tid"])
+    result: dict[str, Any] = {"tasks": [_task(connection, row) for row in rows[:most]]}
+    if len(rows) > most:
+        result["next"] = str(rows[most - 1]["tid"])
+    return Reply(result)
+
+
+async def _task_cancel(connection: Connection, params: Params) -> Reply:
+    task_id = params.text("taskId")
+    return _receipt(await connection.engine.cancel_task(task_id, "_goclaw/task/cancel"))
+
+
+# -- the daemon --------------------------------------------------------------------------------
+
+
+async def _status(connection: Connection, _params: Params) -> Reply:
+    return Reply(await connection.services.status())
+
+
+def _subject(params: Params) -> Subject:
+    """``subject``: an object, or KIND[/ID][@ORIGIN] as on the command line."""
+    found = params.values.get("subject")
+    if isinstance(found, str):
+        kind_and_id, _, origin = found.partition("@")
+        kind, _, name = kind_and_id.partition("/")
+        found = {"kind": kind, "id": name, "origin": origin}
+    if not isinstance(found, dict):
+        raise InvalidParams("subject is KIND, KIND/ID or KIND/ID@ORIGIN.", param="subject")
+    given = Params(found)
+    try:
+        kind = SubjectKind(str(found.get("kind")))
+        default = Origin.UNIX if kind is SubjectKind.CLIENT else Origin.INTERNAL
+        origin = Origin(found.get("origin") or default)
+    except ValueError:
+        kinds, origins = ", ".join(SubjectKind), ", ".join(Origin)
+        raise InvalidParams(
+            "The subject is unknown.", hint=f"Kinds: {kinds}. Origins: {origins}.", param="subject"
+        ) from None
+    name = found.get("id") or "-"
+    if not isinstance(name, str):
+        raise InvalidParams("The id of a subject is a string.", param="subject")
+    return Subject(kind, name, origin, session_id=given.text_or_none("sessionId"))
+
+
+async def _admin_policy(connection: Connection, params: Params) -> Reply:
+    verb = params.choice("verb", ("explain",))
+    connection.require("admin.policy", verb)
+    session = await _session_or_none(connection, params)
+    context = Context()
+    if session is not None:
+        context = Context(interactive=session.interactive, roots=session.roots)
+    decision = connection.services.explain_policy(
+        _subject(params),
+        params.text("action"),
+        params.text("resource", chars_max=limits.PATH_CHARS_MAX),
+        context,
+    )
+    return Reply(decision.to_json())
+
+
+async def _admin_skill(connection: Connection, params: Params) -> Reply:
+    verb = params.choice("verb", ("list",))
+    connection.require("admin.skill", verb)
+    return Reply({"skills": connection.services.skills()})
+
+
+async def _admin_shutdown(connection: Connection, _params: Params) -> Reply:
+    decision = connection.require("admin.shutdown", "daemon")
+    await connection.engine.audit(decision)
+    return Reply({}, then=connection.services.request_stop)
+
+
+METHODS: Final[dict[str, Handler]] = {
+    "_goclaw/session/subscribe": _subscribe,
+    "_goclaw/session/unsubscribe": _unsubscribe,
+    "_goclaw/session/events": _events,
+    "_goclaw/run/get": _run_get,
+    "_goclaw/run/cancel": _run_cancel,
+    "_goclaw/run/signal": _run_signal,
+    "_goclaw/approvals/list": _approvals_list,
+    "_goclaw/approvals/resolve": _approvals_resolve,
+    "_goclaw/task/submit": _task_submit,
+    "_goclaw/task/get": _task_get,
+    "_goclaw/task/list": _task_list,
+    "_goclaw/task/cancel": _task_cancel,
+    "_goclaw/system/status": _status,
+    "_goclaw/admin/policy": _admin_policy,
+    "_goclaw/admin/skill": _admin_skill,
+    "_goclaw/admin/shutdown": _admin_shutdown,
+}
