@@ -1,0 +1,335 @@
+"""The composition root: builds every part, starts and stops them in order (R-1, R-3).
+
+Owns the order of start and stop, the policy in force, the status. Not in here: anything a part can
+decide by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import goclaw
+from goclaw import _fast
+from goclaw.brains.loop import BrainRunner
+from goclaw.core import log
+from goclaw.core.clock import SystemClock
+from goclaw.core.errors import GoclawError
+from goclaw.core.faults import arm, faultpoint
+from goclaw.core.home import DaemonRecord, Home
+from goclaw.engine import Engine
+from goclaw.gateway import Gateway, Services
+from goclaw.policy import default, document, pdp
+from goclaw.skills.catalog import Catalog
+from goclaw.skills.sandbox import Sandbox
+from goclaw.skills.tools import SkillTools
+from goclaw.store import Database, database_files, open_database
+from goclaw.tools.gate import Gate
+from goclaw.tools.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from goclaw.core.clock import Clock
+    from goclaw.core.config import Config
+    from goclaw.core.decisions import Context, Decision, Subject
+    from goclaw.core.home import HomeLock
+    from goclaw.core.records import Session, Tool
+    from goclaw.policy.pdp import Policy
+
+__all__ = ["Daemon", "Policies", "serve"]
+
+_log = log.logger("daemon")
+
+
+class Policies:
+    """The policy in force, and those that running attempts are pinned to (A-3)."""
+
+    def __init__(self, clock: Clock, database: Database, home: Home) -> None:
+        self._clock, self._database, self._home = clock, database, home
+        self._by_version: dict[str, Policy] = {}
+        self._current: Policy | None = None
+
+    @property
+    def version(self) -> str:
+        """Version of the policy in force."""
+        return self.current.version
+
+    @property
+    def current(self) -> Policy:
+        """The policy in force."""
+        if self._current is None:
+            raise RuntimeError("no policy has been loaded")
+        return self._current
+
+    async def load(self) -> None:
+        """Read policy.toml; stored before it is active. PolicyRefused keeps the one in force."""
+        text = self._home.policy.read_text("utf-8")
+        policy = document.load(text, home=str(self._home.root))
+        await self._database.write(
+            "policy_put", version=policy.version, text=text, now=self._clock.wall_ms()
+        )
+        self._by_version[policy.version] = policy
+        self._current = policy
+
+    def decide(
+        self,
+        subject: Subject,
+        action: str,
+        resource: str,
+        context: Context,
+        *,
+        version: str | None = None,
+    ) -> Decision:
+        """One decision, by the policy in force or by a pinned version of it."""
+        policy = self._by_version.get(version or "", self.current)
+        return pdp.decide(
+            policy, subject=subject, action=action, resource=resource, context=context,
+            decision_id=self._clock.new_id("decision"), at_ms=self._clock.wall_ms(),
+        )  # fmt: skip
+
+
+class _Digests:
+    """Digests of compiled modules, in the database; called on worker threads."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database, self._clock = database, clock
+        self._loop = asyncio.get_running_loop()
+
+    def get(self, key: str) -> str | None:
+        found = self._database.fetch("artefact_get", key=key)
+        return found[0][0] if found else None
+
+    def put(self, key: str, digest: str) -> None:
+        async def write() -> None:
+            await self._database.write(
+                "artefact_put", key=key, digest=digest, now=self._clock.wall_ms()
+            )
+
+        asyncio.run_coroutine_threadsafe(write(), self._loop).result()
+
+
+class Daemon:
+    """One home, served. ``embedded``: for `goclaw run` without a daemon, it runs only the sessions
+    of its own clients, on the Unix socket only, and ends when the last client has left.
+    ``idle_exit``: ends after ``daemon.idle_exit_s`` without client and work."""
+
+    def __init__(
+        self,
+        home: Home,
+        config: Config,
+        *,
+        embedded: bool = False,
+        idle_exit: bool = False,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.home, self.config = home, config
+        self.embedded, self._idle_exit = embedded, idle_exit
+        self._environ = os.environ if environ is None else environ
+        self.clock = SystemClock()
+        self.boot_id = self.clock.new_id("boot")
+        self.daemon_id = ""
+        self.socket_path: Path | None = None
+        self.ws_url: str | None = None
+        self.ready = False
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._sids: set[int] = set()
+        self._undo = contextlib.AsyncExitStack()
+        self._had_client = False
+        self._quiet_since_ms = self.clock.mono_ms()
+
+    async def start(self) -> None:
+        """Config was read; lock, migrations, recovery, policy, skills, listeners, lanes, ready.
+
+        Any GoclawError stops the start with everything undone.
+        """
+        try:
+            await self._start()
+        except BaseException as error:
+            if isinstance(error, GoclawError):
+                _log.critical(
+                    "start failed", extra={"data": {"code": error.code, "why": str(error)}}
+                )
+            await self._undo.aclose()
+            raise
+
+    async def _start(self) -> None:
+        undo = self._undo
+        lock: HomeLock = self.home.lock()
+        undo.callback(lock.close)
+        self.daemon_id = self.home.daemon_id()
+        self.database = open_database(self.home.root, synchronous=self.config.store.synchronous)
+        undo.callback(self.database.close)
+        self.policies = Policies(self.clock, self.database, self.home)
+        catalog = Catalog(self.home.skills)
+        sandbox = Sandbox(
+            self.home.run / "compiled", _Digests(self.database, self.clock), self.clock
+        )
+        undo.callback(sandbox.close)
+        self.catalog = catalog
+        skill_tools = SkillTools(catalog, sandbox)
+        undo.callback(skill_tools.close)
+        self.registry = Registry([skill_tools])
+        gate = Gate(self.registry, self.policies.decide, closed=self._closed_files)
+        runner = BrainRunner(self.registry, gate)
+        self.engine = Engine(
+            self.database, self.clock, self.config, runner, daemon_boot=self.boot_id,
+            policy_version=lambda: self.policies.version,
+            only_sids=self._sids if self.embedded else None,
+        )  # fmt: skip
+        await self.engine.start()
+        await self.policies.load()
+        self.gateway = Gateway(self._services())
+        undo.push_async_callback(self.gateway.close)
+        self.socket_path = self.home.socket_path(self._environ)
+        await self.gateway.serve_unix(self.socket_path)
+        address = None if self.embedded else self.config.listen.tcp
+        if address is not None:
+            port = await self.gateway.serve_ws(address.host, address.port)
+            self.ws_url = f"ws://{address.host}:{port}/ws"
+        self.engine.open_lanes()
+        faultpoint("before_ready")
+        self.ready = True
+        self.home.write_daemon_json(
+            DaemonRecord(
+                pid=os.getpid(), boot_id=self.boot_id, daemon_id=self.daemon_id,
+                version=goclaw.__version__, ws=self.ws_url, socket=str(self.socket_path),
+            )
+        )  # fmt: skip
+        undo.callback(self.home.remove_daemon_json)
+        _log.info("ready", extra={"data": {"ws": self.ws_url, "native": _fast.NATIVE}})
+
+    def _services(self) -> Services:
+        return Services(
+            engine=self.engine,
+            config=self.config,
+            decide=self.policies.decide,
+            daemon_id=self.daemon_id,
+            boot_id=self.boot_id,
+            version=goclaw.__version__,
+            commands=self._commands,
+            status=self.status,
+            explain_policy=self._explain,
+            skills=lambda: [skill.as_listing() for skill in self.catalog],
+            request_stop=self.request_stop,
+            on_session=self._sids.add,
+            token=self.home.token(),
+        )
+
+    def _commands(self, _session: Session) -> list[dict[str, Any]]:
+        return [
+            {"name": tool.name, "description": tool.description, "input": {"hint": _hint(tool)}}
+            for tool in self.registry.tools()
+        ]
+
+    def _closed_files(self) -> list[tuple[int, int]]:
+        """The database's files: opening them in this process would drop SQLite's locks."""
+        found = []
+        for path in database_files(self.home.root):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                found.append((stat.st_dev, stat.st_ino))
+        return found
+
+    def _explain(self, subject: Subject, action: str, resource: str, context: Context) -> Decision:
+        return self.policies.decide(subject, action, resource, context)
+
+    async def status(self) -> dict[str, Any]:
+        """The object of `goclaw status --json`."""
+        ((sessions,),) = await self.database.read("sessions_count")
+        ((size,),) = await self.database.read("database_bytes")
+        return {
+            "ready": self.ready,
+            "version": goclaw.__version__,
+            "native": _fast.NATIVE,
+            "nativeDetail": _fast.WHY_PURE or getattr(_fast.writer, "__file__", ""),
+            "pid": os.getpid(),
+            "bootId": self.boot_id,
+            "daemonId": self.daemon_id,
+            "lanes": {"size": self.config.queue.lanes, "busy": self.engine.scheduler.busy},
+            "tasks": self.engine.task_counts(),
+            "sessions": sessions - 1,
+            "connections": self.gateway.connections,
+            "policyVersion": self.policies.version,
+            "synchronous": self.config.store.synchronous,
+            "databaseBytes": size,
+        }
+
+    def request_stop(self) -> None:
+        """Stop in good order; a second call hurries (R-3). Safe from a signal handler."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def serve_until_stopped(self) -> None:
+        """Serve until ``request_stop``, then stop in good order; everything is closed after."""
+        try:
+            while not self._stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.1 if self.embedded else 1.0):
+                        await self._stop.wait()
+                if self._should_end():
+                    break
+        finally:
+            await self._shut_down()
+
+    def _should_end(self) -> bool:
+        connections = self.gateway.connections
+        self._had_client = self._had_client or connections > 0
+        if self.embedded:
+            return self._had_client and connections == 0
+        if not self._idle_exit:
+            return False
+        now = self.clock.mono_ms()
+        if connections or self.engine.open_tasks():
+            self._quiet_since_ms = now
+        return now - self._quiet_since_ms >= self.config.daemon.idle_exit_s * 1000
+
+    async def _shut_down(self) -> None:
+        drain_ms = 0 if self._hurry.is_set() else self.config.daemon.drain_s * 1000
+        self.engine.intake.closed = True
+        self.ready = False
+        await self.gateway.announce_shutdown(drain_ms // 1000)
+        await self.engine.stop(drain_ms, self._hurry)
+        await self._undo.aclose()
+        _log.info("stopped")
+
+
+def _hint(tool: Tool) -> str:
+    """What to type behind the command's name."""
+    if tool.file_argument is not None:
+        return "PATH"
+    return "SECONDS" if tool.name == "sleep" else "{json}"
+
+
+def serve(home: Home, config: Config, *, idle_exit: bool = False) -> int:
+    """`goclaw serve`: in the foreground until a signal; 0 after a clean stop.
+
+    Raises GoclawError with the exit code of SPEC 12 when the start fails.
+    """
+    import uvloop
+
+    arm(os.environ)
+    for line in home.ensure(default.TEXT, SystemClock().random_bytes):
+        print(f"goclaw: {line}", file=sys.stderr)
+    system_log = log.SystemLog(home.logs / "system.jsonl", SystemClock())
+    try:
+        uvloop.run(_serve(Daemon(home, config, idle_exit=idle_exit)))
+    finally:
+        system_log.close()
+    return 0
+
+
+async def _serve(daemon: Daemon) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.request_stop)
+    await daemon.start()
+    print(f"goclaw ready on {daemon.ws_url or daemon.socket_path}", flush=True)
+    await daemon.serve_until_stopped()
