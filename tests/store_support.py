@@ -24,6 +24,7 @@ CATALOGUE = queries.load()
 PROGRAMS = list(CATALOGUE.programs.values())
 INDEX = {program.name: index for index, program in enumerate(PROGRAMS)}
 OPEN = ("QUEUED", "RUNNING", "RETRY_WAIT", "SUSPENDED")
+BUILDS = ("native", "pure")
 
 # What is on disk is looked at through SQLite: these tests need no flush.
 QUICK = "PRAGMA synchronous=OFF; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY"
@@ -291,7 +292,7 @@ def claimable(connection: apsw.Connection) -> dict[int, set[int]]:
         ):
             lines[parallel].append(tid)
         serial = [tid for tid in lines[0] if tid == turn] if turn is not None else lines[0][:1]
-        ready = {*serial, *lines[1][:1]}
+        ready = {*serial, *lines[1]}
         if ready:
             found[sid] = ready
     return found

@@ -40,7 +40,8 @@ class Writer:
 
         Each: (ticket, code or None, message, [returns per part], [events]), both lists empty where
         there is a code; an event is (sid, event_id, kind, type, at_ms, run_id, task_id, attempt,
-        trace, payload).
+        trace, payload). Codes beside those of the steps: constraint and storage_failed (nothing was
+        changed), outcome_unknown (COMMIT failed and the file does not open to tell).
         """
     def step(self) -> bool:
         """Run one batch on this thread (``threaded=False`` only); False when nothing waits."""

@@ -214,6 +214,7 @@ cdef struct Core:
     int fail_commit            # tests: treat the next COMMIT as an I/O error (1 after it, 2 before)
     int code_storage           # index + 1 of 'storage_failed'
     int code_constraint
+    int code_unknown
     int64_t batches            # as committed in the table writer
     Operation *first
     Operation *last
@@ -679,7 +680,7 @@ cdef void run_batch(Core *core, Operation *batch) noexcept nogil:
     close_handle(core)
     if open_handle(core):
         core.broken = 1
-        fail_all(batch, core.code_storage, core.error)
+        fail_all(batch, core.code_unknown, core.error)
     elif core.batches != expected:
         fail_all(batch, core.code_storage, core.error)
 
@@ -880,9 +881,10 @@ cdef class Writer:
         self.pid = getpid()
         self.pending_max = pending_max
         self.next_ticket = 1
-        self.codes = ["storage_failed", "constraint"]
+        self.codes = ["storage_failed", "constraint", "outcome_unknown"]
         core.code_storage = 1
         core.code_constraint = 2
+        core.code_unknown = 3
         core.batch_max = batch_max
         core.wal_pages_max = <int>(wal_bytes_max // 4096)
         core.path = keep(path)

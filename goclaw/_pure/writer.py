@@ -266,8 +266,8 @@ class Writer:
         return batch
 
     def _run_batch(self, batch: list[Any]) -> list[Any]:
-        def all_failed(error: Exception) -> list[Any]:
-            return [(ticket, "storage_failed", str(error), [], []) for ticket, _ in batch]
+        def all_failed(error: Exception, code: str = "storage_failed") -> list[Any]:
+            return [(ticket, code, str(error), [], []) for ticket, _ in batch]
 
         try:
             if self._connection is None:
@@ -298,7 +298,7 @@ class Writer:
             try:
                 self._open()
             except RuntimeError as reopening:
-                return all_failed(reopening)
+                return all_failed(reopening, "outcome_unknown")
             return answers if self._batches == expected else all_failed(error)
         self._batches = expected
         self._flush_ns = time.monotonic_ns() - began

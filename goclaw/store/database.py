@@ -261,14 +261,16 @@ class Database:
         return len(done)
 
     def _error(self, code: str, message: str) -> GoclawError:
-        if code == "storage_failed" or code == "constraint":
-            self.failures += 1
-            return StorageFailed(
-                f"The write did not reach the disk ({message or code}); nothing was changed.",
-                hint="Free the disk or mend it, then send the request again with the same key.",
-            )
-        kind = error_for_name(code)
-        return kind(_SENTENCES.get(code, code.replace("_", " ").capitalize() + "."))
+        if code not in ("storage_failed", "constraint", "outcome_unknown"):
+            kind = error_for_name(code)
+            return kind(_SENTENCES.get(code, code.replace("_", " ").capitalize() + "."))
+        self.failures += 1
+        text = f"The write did not reach the disk ({message or code}); nothing was changed."
+        if code == "outcome_unknown":
+            text = f"The disk failed during the write ({message}); nobody knows what it kept."
+        return StorageFailed(
+            text, hint="Free the disk or mend it, then send the request again with the same key."
+        )
 
     def step(self) -> bool:
         """Run one batch on this thread and deliver it (a database without a thread only)."""
