@@ -5,13 +5,14 @@ from typing import final
 __all__ = ["HISTORY_EVENTS", "Ring"]
 
 HISTORY_EVENTS: int
-"""Events whose byte counts are kept, in the ring or not."""
+"""Events whose byte counts are kept, in the ring or not; more in a ring over 4 MiB."""
 
 @final
 class Ring:
     """Holds slots with dense ids, evicts the oldest; single-threaded, takes memory as it fills.
 
-    ``capacity_bytes``: 1 KiB to 1 GiB of slots. At most ``HISTORY_EVENTS - 1`` slots.
+    ``capacity_bytes``: 1 KiB to 1 GiB of slots. At most ``HISTORY_EVENTS - 1``
+    slots, or as many of 256 bytes as fit, whichever is more (rounded up to a power of two).
     """
 
     def __init__(self, capacity_bytes: int) -> None: ...

@@ -16,6 +16,7 @@ HISTORY_EVENTS = HISTORY
 
 cdef enum:
     HISTORY = 1 << 14  # a power of two, as every room of an index below
+    SLOT_BYTES_MIN = 256  # a larger ring's index has room for slots of this size
     ROOM_MIN = 64  # slots; an idle session's ring stays under 2 KiB of index
     ARENA_BYTES_MIN = 4096
     KIND_LAST = 2
@@ -33,6 +34,7 @@ cdef class Ring:
     """Holds slots with dense ids, evicts the oldest; single-threaded, takes memory as it fills."""
 
     cdef Py_ssize_t capacity_bytes
+    cdef Py_ssize_t index_max
     cdef char *arena  # the slots' bytes in order, going round: oldest at tail
     cdef Py_ssize_t arena_bytes
     cdef Py_ssize_t tail
@@ -51,6 +53,9 @@ cdef class Ring:
         if self.capacity_bytes:
             raise ValueError("a ring is made once")
         self.capacity_bytes = capacity_bytes
+        self.index_max = HISTORY
+        while self.index_max < self.capacity_bytes // SLOT_BYTES_MIN:
+            self.index_max *= 2
 
     def __dealloc__(self):
         free(self.arena)
@@ -86,7 +91,7 @@ cdef class Ring:
         cdef Py_ssize_t arena_size = size if size <= self.capacity_bytes // 4 else 0
         # What may fail comes first: a MemoryError leaves the ring as it was.
         self.make_room(arena_size)
-        while self._held_bytes + arena_size > self.capacity_bytes or self.count >= HISTORY - 1:
+        while self._held_bytes + arena_size > self.capacity_bytes or self.count >= self.index_max - 1:
             self.evict()
         cdef Slot *placed = &self.slots[event_id & (self.slots_room - 1)]
         placed.kind = <uint8_t>kind
@@ -98,7 +103,7 @@ cdef class Ring:
             self.known = 1
         cdef uint64_t before = self.totals[(event_id - 1) & (self.totals_room - 1)]
         self.totals[event_id & (self.totals_room - 1)] = before + <uint64_t>size
-        self.known = min(self.known + 1, <Py_ssize_t>HISTORY)
+        self.known = min(self.known + 1, self.index_max)
         self.count += 1
         self._head = event_id
 
@@ -229,9 +234,9 @@ cdef class Ring:
 
     cdef int make_room(self, Py_ssize_t arena_size) except -1:
         """Grow what one more slot may not fit into; rooms double up to their bounds."""
-        if self.known + 2 > self.totals_room and self.totals_room < HISTORY:
+        if self.known + 2 > self.totals_room and self.totals_room < self.index_max:
             self.grow_totals()
-        if self.count + 1 > self.slots_room and self.slots_room < HISTORY:
+        if self.count + 1 > self.slots_room and self.slots_room < self.index_max:
             self.grow_slots()
         if self._held_bytes + arena_size > self.arena_bytes and self.arena_bytes < self.capacity_bytes:
             self.grow_arena(self._held_bytes + arena_size)

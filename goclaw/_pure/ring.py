@@ -8,19 +8,25 @@ from __future__ import annotations
 __all__ = ["HISTORY_EVENTS", "Ring"]
 
 HISTORY_EVENTS = 1 << 14
-"""Events whose byte counts are kept, in the ring or not."""
+"""Events whose byte counts are kept, in the ring or not; more in a ring over 4 MiB."""
+
+_SLOT_BYTES_MIN = 256  # a larger ring's index has room for slots of this size
 
 
 class Ring:
     """Holds slots with dense ids, evicts the oldest; single-threaded, takes memory as it fills.
 
-    ``capacity_bytes``: 1 KiB to 1 GiB of slots. At most ``HISTORY_EVENTS - 1`` slots.
+    ``capacity_bytes``: 1 KiB to 1 GiB of slots. At most ``HISTORY_EVENTS - 1``
+    slots, or as many of 256 bytes as fit, whichever is more (rounded up to a power of two).
     """
 
     def __init__(self, capacity_bytes: int) -> None:
         if not 1 << 10 <= capacity_bytes <= 1 << 30:
             raise ValueError("capacity_bytes must be from 1 KiB to 1 GiB")
         self._capacity_bytes = capacity_bytes
+        self._index_max = HISTORY_EVENTS
+        while self._index_max < capacity_bytes // _SLOT_BYTES_MIN:
+            self._index_max *= 2
         # Kind, size of the frame's header, frame; None: in the store only.
         self._slots: dict[int, tuple[int, int, bytes | None]] = {}
         self._totals: dict[int, int] = {}  # bytes appended up to and with this event
@@ -55,13 +61,13 @@ class Ring:
         header_bytes = _header_bytes(slot)
         stored = len(slot) > self._capacity_bytes // 4
         room = self._capacity_bytes - (0 if stored else len(slot))
-        while self._held_bytes > room or len(self._slots) >= HISTORY_EVENTS - 1:
+        while self._held_bytes > room or len(self._slots) >= self._index_max - 1:
             _, _, evicted = self._slots.pop(self._head - len(self._slots) + 1)
             self._held_bytes -= len(evicted or b"")
         if not self._head:
             self._totals[event_id - 1] = 0
         self._totals[event_id] = self._totals[event_id - 1] + len(slot)
-        self._totals.pop(event_id - HISTORY_EVENTS, None)
+        self._totals.pop(event_id - self._index_max, None)
         self._slots[event_id] = (kind, header_bytes, None if stored else slot)
         self._held_bytes += 0 if stored else len(slot)
         self._head = event_id

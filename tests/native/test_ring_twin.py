@@ -286,3 +286,15 @@ def test_native_keeps_no_reference_and_is_made_once() -> None:
         held.__init__(4096)
     with pytest.raises(TypeError):
         held.append(1_000, 0, None)
+
+
+def test_a_large_ring_keeps_as_many_small_events_as_it_has_bytes_for() -> None:
+    """100,000 events must be replayable warm from a ring that has the bytes (P-2)."""
+    slot = b"\x81\x7e\x01\x00" + b"x" * 255 + b"\n"
+    count = 3 * pure.HISTORY_EVENTS
+    for twin in (native, pure):
+        ring = twin.Ring(16 << 20)
+        for event_id in range(1, count + 1):
+            ring.append(event_id, 0, slot)
+        assert ring.covers(0)
+        assert ring.span(0) == (count, count * len(slot))
