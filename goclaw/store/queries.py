@@ -63,6 +63,10 @@ def parse(text: str) -> Catalogue:
             blocks.append((header[1], header[2], header[3], []))
         elif blocks:
             blocks[-1][3].append(line)
+    names = [name for _kind, name, _arguments, _lines in blocks]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"queries.sql names {name} twice")
     fragments = {
         name: (tuple(arguments.split()), "\n".join(lines))
         for kind, name, arguments, lines in blocks
@@ -70,8 +74,6 @@ def parse(text: str) -> Catalogue:
     }
     catalogue = Catalogue({}, {}, {})
     for kind, name, arguments, lines in blocks:
-        if name in catalogue.programs or name in catalogue.queries:
-            raise ValueError(f"queries.sql names {name} twice")
         parameters = tuple(arguments.split())
         if kind == "program":
             body = _expand("\n".join(lines), fragments)
@@ -85,15 +87,22 @@ def parse(text: str) -> Catalogue:
     return catalogue
 
 
-def _expand(text: str, fragments: dict[str, tuple[tuple[str, ...], str]]) -> str:
+def _expand(
+    text: str, fragments: dict[str, tuple[tuple[str, ...], str]], within: tuple[str, ...] = ()
+) -> str:
     def replace(match: re.Match[str]) -> str:
-        names, body = fragments[match[1]]
+        name = match[1]
+        if name not in fragments:
+            raise ValueError(f"there is no fragment {name}: {match[0]}")
+        if name in within:
+            raise ValueError(f"fragment {name} contains itself")
+        names, body = fragments[name]
         values = [part.strip() for part in _SEPARATOR.split(match[2])] if names else []
         if len(values) != len(names):
-            raise ValueError(f"fragment {match[1]} takes {len(names)} arguments: {match[0]}")
-        for name, value in zip(names, values, strict=True):
-            body = body.replace(f"<<{name}>>", value)
-        return _expand(body, fragments)
+            raise ValueError(f"fragment {name} takes {len(names)} arguments: {match[0]}")
+        for argument, value in zip(names, values, strict=True):
+            body = body.replace(f"<<{argument}>>", value)
+        return _expand(body, fragments, (*within, name))
 
     return _USE.sub(replace, text)
 
@@ -108,12 +117,13 @@ def _program(name: str, parameters: tuple[str, ...], body: str) -> Program:
         elif line == "-- late":
             late = True
         elif line.startswith("-- step:"):
-            mode, *code = line.removeprefix("-- step:").split()
-            steps.append((MODES[mode], code[0] if code else None, []))
+            steps.append((*_mode(name, line.removeprefix("-- step:").split()), []))
         elif not line.startswith("--") and line.strip():
             if not steps:
                 raise ValueError(f"program {name}: SQL before the first step")
             steps[-1][2].append(line)
+    if not all(lines for _mode, _code, lines in steps):
+        raise ValueError(f"program {name}: a step without SQL")
     return Program(
         name,
         parameters,
@@ -121,6 +131,19 @@ def _program(name: str, parameters: tuple[str, ...], body: str) -> Program:
         returns,
         late,
     )
+
+
+def _mode(name: str, words: list[str]) -> tuple[int, str | None]:
+    mode, *code = words
+    if mode not in MODES:
+        raise ValueError(f"program {name}: no step is called {mode}")
+    if mode in ("expect", "refuse"):
+        if len(code) != 1:
+            raise ValueError(f"program {name}: {mode} takes one code")
+        return MODES[mode], code[0]
+    if code:
+        raise ValueError(f"program {name}: {mode} takes no code")
+    return MODES[mode], None
 
 
 @functools.cache
