@@ -339,17 +339,18 @@ class Link:
         if method in _KEYED:
             params = _with_key(params, self._new_key)
         self._last_id += 1
-        entry = _Entry(method, params, _request_line(self._last_id, method, params))
+        request_id = self._last_id  # asking for a place below takes a further one
+        entry = _Entry(method, params, _request_line(request_id, method, params))
         if method == "initialize":
             self._hello = params
         if method == "session/load" and entry.session:
             self._loading.add(entry.session)
         if _is_prompt(entry) and entry.session:
             self._cancels.discard(entry.session)
-        self._pending[self._last_id] = entry
+        self._pending[request_id] = entry
         if self.is_open and not self._must_wait(entry):
             self._outgoing.append(entry.line)
-        return self._last_id
+        return request_id
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         """Send a notification; only cancels are remembered over a lost connection."""
