@@ -197,6 +197,9 @@ class ToolSource(Protocol):
         a GoclawError is a definite failure. CancelledError: stop at once.
         """
 
+    async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:
+        """Did the call with that key happen? Asked of probeable tools only; see Call."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -219,8 +222,9 @@ class Call:
     announce: Callable[[str, str], dict[str, Any]] | None = None
     """(call id, pending or in_progress) to a ``tool_call``."""
     report: Callable[[str, CallResult], dict[str, Any]] | None = None
-    probe: Callable[[], Awaitable[Done | bool | None]] | None = None
-    """Done: it happened, with this result. False: it did not. None: it cannot be told."""
+    probe: Callable[[str], Awaitable[Done | bool | None]] | None = None
+    """By the effect's key. Done: it happened, with this result. False: it did not. None: it
+    cannot be told."""
     wait_ms: int | None = None
     """A durable wait: the attempt is parked that long, then ``dispatch`` answers (E-9)."""
     question: bool = False

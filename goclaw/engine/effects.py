@@ -147,6 +147,12 @@ class Journal:
             **arguments,
         )
 
+    def adopt(self, ordinal: int) -> _Part:
+        """The part that brings an unknown effect of an earlier attempt under this lease."""
+        return self._database.bind(
+            "effect_adopt", tid=self.task.tid, token=self._token, ordinal=ordinal
+        )
+
     def update(self, update: dict[str, Any]) -> _Part:
         """The part that appends an ACP update."""
         return self.bind("append", kind=0, type="update", payload=orjson.dumps(update))
@@ -473,8 +479,8 @@ class _Entry:
         if self.row is None or self._state is not EffectState.UNKNOWN:
             return False
         journal = self._journal
-        adopt = journal.bind("effect_adopt", ordinal=self.ordinal)
-        found = None if self.call.probe is None else await self.call.probe()
+        adopt = journal.adopt(self.ordinal)
+        found = None if self.call.probe is None else await self.call.probe(self.key)
         if isinstance(found, Done):
             await self._commit_result(found.output, int(found.failed), adopt)
             return True

@@ -71,6 +71,10 @@ class SkillTools:
         except SkillCancelled as error:
             raise Unclear("the sandbox was closed") from error
 
+    async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:
+        """See ToolSource: a skill has no host effects to ask about."""
+        return None
+
     def close(self) -> None:
         """See the class."""
         self._threads.shutdown(wait=True, cancel_futures=True)

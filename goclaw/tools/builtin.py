@@ -64,3 +64,7 @@ class Builtin:
     ) -> Done:
         """See ToolSource. The wait itself is the journal's: this is its end."""
         return Done(orjson.dumps({"slept": arguments["seconds"]}))
+
+    async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:
+        """See ToolSource."""
+        return None

@@ -136,7 +136,9 @@ class Gate:
         tool = entry.tool
         decisions = [_obliged(decision, tool.sandbox) for decision in decisions]
         title = _title(tool.name, arguments, place)
-        probe = getattr(entry.origin, "probe", None)
+        probe = None
+        if tool.effect_class is EffectClass.PROBEABLE:
+            probe = functools.partial(_probe, entry, arguments)
         key = arguments.get(tool.key_argument) if tool.key_argument is not None else None
         return Call(
             kind="tool", name=tool.name, request=request, effect_class=tool.effect_class,
@@ -144,7 +146,7 @@ class Gate:
             decisions=tuple(decisions), title=title, designated_key=key,
             announce=functools.partial(_announce, tool.kind, title, request, place),
             report=_report,
-            probe=None if probe is None else functools.partial(probe, tool, arguments),
+            probe=probe,
             wait_ms=sleep_ms(tool, arguments),
         )  # fmt: skip
 
@@ -211,6 +213,10 @@ def _obliged(decision: Decision, sandbox: str) -> Decision:
         return decision
     reason = f"{decision.reason}; but {unable[0]} cannot be fulfilled for this tool"
     return dataclasses.replace(decision, effect=Verdict.DENY, reason=reason)
+
+
+async def _probe(entry: Entry, arguments: dict[str, Any], key: str) -> Done | bool | None:
+    return await entry.origin.probe(entry.tool, arguments, key=key)
 
 
 def _misfit(tool: str, request: bytes, why: str) -> Call:
