@@ -61,7 +61,9 @@ class Hub:
         self._clock = clock
         self._ring_bytes = ring_bytes
         self._ring_bytes_total = ring_bytes_total
-        self._channels: OrderedDict[int, Channel] = OrderedDict()
+        self._channels: OrderedDict[int, Channel] = OrderedDict()  # least recently read first
+        self._held_bytes = 0
+        self._sweep: asyncio.TimerHandle | None = None
         self._observers: list[Callable[[list[Event]], None]] = []
         self.replayed_cold = 0
         self.replayed_warm = 0
@@ -71,8 +73,14 @@ class Hub:
         self._observers.append(observer)
 
     def publish(self, events: list[Event]) -> None:
-        """Take a batch of commits: frame once, ring, wake readers, then the observers."""
+        """Take a batch of commits: tell the observers, frame once, ring, wake readers."""
         faultpoint("before_publish")
+        for observer in self._observers:
+            observer(events)
+        if self._channels:
+            self._to_readers(events)
+
+    def _to_readers(self, events: list[Event]) -> None:
         touched: dict[int, Channel] = {}
         for event in events:
             channel = self._channels.get(event[0])
@@ -84,21 +92,17 @@ class Hub:
                 event_type=type_, at_ms=at_ms, run_id=run_id or "", task_id=task_id or "",
                 attempt=attempt, trace=trace or "", payload=payload,
             )  # fmt: skip
-            if channel.ring.head not in (0, event_id - 1):
-                # The ring was made between this batch's commit and its delivery.
-                if event_id <= channel.ring.head:
-                    continue
-                channel.ring = rings.Ring(self._ring_bytes)
+            held_bytes = channel.ring.held_bytes
             channel.ring.append(event_id, kind, slot)
-            channel.head = event_id
+            self._held_bytes += channel.ring.held_bytes - held_bytes
+            channel.head = max(channel.head, event_id)
             touched[sid] = channel
             for listener in tuple(channel.stalled):
                 listener.lagging(sid, event_id, len(slot))
+        self._evict()
         for sid, channel in touched.items():
             for listener in tuple(channel.listeners):
                 listener.committed(sid, channel.head)
-        for observer in self._observers:
-            observer(events)
 
     def watch(self, sid: int, session_id: str, head: int, listener: Listener) -> Channel:
         """Register a reader; ``head`` is the session's head as read before the call."""
@@ -106,7 +110,6 @@ class Hub:
         if channel is None:
             channel = Channel(sid, session_id, head, rings.Ring(self._ring_bytes))
             self._channels[sid] = channel
-            self._evict()
         channel.head = max(channel.head, head)
         channel.listeners.add(listener)
         return channel
@@ -121,19 +124,34 @@ class Hub:
         if not channel.listeners:
             channel.idle_since_ms = self._clock.mono_ms()
 
+    def open(self) -> None:
+        """Sweep from now on, until ``close``."""
+        self._sweep = asyncio.get_running_loop().call_later(
+            limits.RING_LINGER_MS / 1000, self._sweep_again
+        )
+
+    def close(self) -> None:
+        """Sweep no more; idempotent."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+
+    def _sweep_again(self) -> None:
+        self.sweep()
+        self.open()
+
     def sweep(self) -> None:
-        """Drop rings that nobody watched for a while; called now and then."""
+        """Drop rings that nobody watched for a while."""
         now = self._clock.mono_ms()
         for sid, channel in list(self._channels.items()):
             if not channel.listeners and now - channel.idle_since_ms > limits.RING_LINGER_MS:
+                self._held_bytes -= channel.ring.held_bytes
                 del self._channels[sid]
 
     def _evict(self) -> None:
-        held = sum(channel.ring.held_bytes for channel in self._channels.values())
-        for channel in list(self._channels.values()):
-            if held + self._ring_bytes <= self._ring_bytes_total:
+        for channel in self._channels.values():
+            if self._held_bytes <= self._ring_bytes_total:
                 return
-            held -= channel.ring.held_bytes
+            self._held_bytes -= channel.ring.held_bytes
             channel.ring.clear()
 
     def head(self, sid: int) -> int | None:
@@ -176,8 +194,9 @@ class Hub:
             return (b"", cursor) if cursor >= channel.head else None
         if channel.sid in self._channels:
             self._channels.move_to_end(channel.sid)
-        self.replayed_warm += 1
-        return ring.read(cursor, bytes_max, mask, lines)
+        found = ring.read(cursor, bytes_max, mask, lines)
+        self.replayed_warm += found is not None
+        return found
 
     async def rows(self, sid: int, cursor: int) -> list[EventRow]:
         """One page of stored events after ``cursor``; empty at the head."""
@@ -186,9 +205,3 @@ class Hub:
             lambda: database.fetch_page(sid, cursor, limits.READ_BYTES_MAX)
         )
         return found
-
-    async def sweeping(self) -> None:
-        """Sweep for ever; a task of the daemon."""
-        while True:
-            await asyncio.sleep(limits.RING_LINGER_MS / 1000)
-            self.sweep()

@@ -53,6 +53,7 @@ class Intake:
     ) -> None:
         self._database, self._clock, self._queue = database, clock, queue
         self._open_tasks, self._policy_version = open_tasks, policy_version
+        self._arriving = 0
         self.closed = False
         """True: new work is refused with ShuttingDown."""
 
@@ -74,10 +75,10 @@ class Intake:
         check_key(key)
         if session_id is None:
             session_id = self._clock.new_id("session")
-        body = orjson.dumps([cwd, list(roots), brain])
         committed = await self._database.write(
-            "session_new", sid_key=key, hash=hashlib.sha256(body).digest(), session_id=session_id,
-            stream_id=self._clock.new_id("stream"), salt=self._clock.random_bytes(16), cwd=cwd,
+            "session_new", sid_key=key, hash=_hash(key, [cwd, list(roots), brain]),
+            session_id=session_id, stream_id=self._clock.new_id("stream"),
+            salt=self._clock.random_bytes(16), cwd=cwd,
             roots=orjson.dumps(list(roots)).decode(), brain=brain, interactive=int(interactive),
             now=self._clock.wall_ms(),
         )  # fmt: skip
@@ -154,18 +155,23 @@ class Intake:
         decision: Decision | None = None,
     ) -> Accepted:
         """A prompt becomes a task and the user's words become events, in one transaction."""
-        payload = orjson.dumps({"prompt": blocks})
+        body = {"prompt": blocks}
+        payload = orjson.dumps(body)
         if len(payload) > limits.FRAME_BYTES_MAX:
             raise _too_large("prompt", limits.FRAME_BYTES_MAX)
         words = [
-            {"sessionUpdate": "user_message_chunk", "content": part}
+            orjson.dumps({"sessionUpdate": "user_message_chunk", "content": part})
             for block in blocks
             for part in _portions(block)
         ]
+        if len(words) > limits.PROMPT_PARTS_MAX:
+            raise _too_large("prompt", limits.PROMPT_PARTS_MAX, "parts")
+        if max(map(len, words), default=0) > limits.EVENT_BYTES_MAX:
+            raise _too_large("part of a prompt", limits.EVENT_BYTES_MAX)
         return await self._enqueue(
-            session, "prompt", payload, key=key, client=client, origin=origin, trace=trace,
-            decision=decision, words=words, on_unknown="tell_brain", parallel=False,
-            priority=limits.PRIORITY, max_attempts=self._queue.max_attempts,
+            session, "prompt", payload, hash=_hash(key, body), key=key, client=client,
+            origin=origin, trace=trace, decision=decision, words=words, on_unknown="tell_brain",
+            parallel=False, priority=limits.PRIORITY, max_attempts=self._queue.max_attempts,
         )  # fmt: skip
 
     async def submit_tool(
@@ -184,14 +190,15 @@ class Intake:
         decision: Decision | None = None,
     ) -> Accepted:
         """A task that is one call of one tool."""
-        payload = orjson.dumps({"tool": tool, "arguments": arguments})
+        body = {"tool": tool, "arguments": arguments}
+        payload = orjson.dumps(body)
         if len(payload) > limits.PAYLOAD_BYTES_MAX:
             raise _too_large("task payload", limits.PAYLOAD_BYTES_MAX)
         if not 0 <= priority <= limits.PRIORITY_MAX:
             raise InvalidParams(f"priority is 0 to {limits.PRIORITY_MAX}, not {priority}.")
         return await self._enqueue(
-            session, "tool", payload, key=key, client=client, origin=origin, trace=trace,
-            decision=decision, words=[], on_unknown="suspend", parallel=parallel,
+            session, "tool", payload, hash=_hash(key, body), key=key, client=client, origin=origin,
+            trace=trace, decision=decision, words=[], on_unknown="suspend", parallel=parallel,
             priority=priority, max_attempts=max_attempts or self._queue.max_attempts,
         )  # fmt: skip
 
@@ -201,12 +208,13 @@ class Intake:
         kind: str,
         payload: bytes,
         *,
+        hash: bytes | None,  # noqa: A002
         key: str | None,
         client: str | None,
         origin: str,
         trace: str | None,
         decision: Decision | None,
-        words: list[dict[str, Any]],
+        words: list[bytes],
         on_unknown: str,
         parallel: bool,
         priority: int,
@@ -214,14 +222,13 @@ class Intake:
     ) -> Accepted:
         self._check_open()
         check_key(key)
-        if self._open_tasks() >= self._queue.total_limit:
-            raise _full(self._open_tasks(), self._queue.total_limit)
+        await self._check_room(session, key)
         suffix = self._clock.new_id("task").removeprefix("task_")
         task_id, run_id, now = f"task_{suffix}", f"run_{suffix}", self._clock.wall_ms()
         bind = self._database.bind
         parts = [
             bind(
-                "enqueue", sid=session.sid, key=key, hash=hashlib.sha256(payload).digest(),
+                "enqueue", sid=session.sid, key=key, hash=hash,
                 task_id=task_id, run_id=run_id, pool="", kind=kind, parallel=int(parallel),
                 rank=limits.PRIORITY_MAX - priority, max_attempts=max_attempts,
                 on_unknown=on_unknown, policy_version=self._policy_version(),
@@ -231,7 +238,7 @@ class Intake:
             *(
                 bind(
                     "session_event", sid=session.sid, task_id=task_id, kind=_USER_KIND,
-                    type="update", payload=orjson.dumps(update), now=now,
+                    type="update", payload=update, now=now,
                 )
                 for update in words
             ),
@@ -239,23 +246,34 @@ class Intake:
         if decision is not None:
             parts.append(bind("audit", record=orjson.dumps(decision.to_json()), now=now))
         faultpoint("before_submit")
+        self._arriving += 1
         try:
             committed = await self._database.apply(*parts)
         except QueueFull as error:
             if "retryAfterMs" in error.data:  # the writer's own bound, not the session's
                 raise
-            raise _full(self._queue.session_limit, self._queue.session_limit) from error
+            raise _full("session", self._queue.session_limit) from error
         except IdempotencyConflict as error:
             raise IdempotencyConflict(
                 "The key was used before in this session with another prompt; nothing ran.",
                 hint="Use a new key for new work.",
                 idempotencyKey=key,
             ) from error
+        finally:
+            self._arriving -= 1
         faultpoint("after_submit")
         tid, task_id, run_id, event_id, state, duplicate = committed.parts[0]
         if committed.events:
             event_id = committed.events[-1][1]
         return Accepted(tid, task_id, run_id, session.session_id, event_id, state, bool(duplicate))
+
+    async def _check_room(self, session: Session, key: str | None) -> None:
+        """QueueFull at the bound of all tasks, unless the submission is one that is known."""
+        if self._open_tasks() + self._arriving < self._queue.total_limit:
+            return
+        known = key and await self._database.read("submission", sid=session.sid, key=key)
+        if not known:
+            raise _full("total", self._queue.total_limit)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -272,27 +290,41 @@ def check_key(key: str | None) -> None:
         raise InvalidParams(f"An idempotency key has 1 to {limits.KEY_CHARS_MAX} characters.")
 
 
+def _hash(key: str | None, body: Any) -> bytes | None:
+    """What a repeated key must repeat: the same JSON value, in whatever order of its members."""
+    if key is None:
+        return None
+    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).digest()
+
+
 def _portions(block: dict[str, Any]) -> list[dict[str, Any]]:
     """A long text as several blocks, so that each event stays within its bound."""
-    text = block.get("text")
-    size = limits.EVENT_BYTES_MAX // 8
+    resource = block.get("resource")
+    if isinstance(resource, dict):
+        return [{**block, "resource": part} for part in _cut(resource)]
+    return _cut(block)
+
+
+def _cut(holder: dict[str, Any]) -> list[dict[str, Any]]:
+    text = holder.get("text")
+    size = limits.EVENT_BYTES_MAX // 8  # characters: one takes six bytes of JSON at most
     if not isinstance(text, str) or len(text) <= size:
-        return [block]
-    return [{**block, "text": text[at : at + size]} for at in range(0, len(text), size)]
+        return [holder]
+    return [{**holder, "text": text[at : at + size]} for at in range(0, len(text), size)]
 
 
-def _full(queued: int, limit: int) -> QueueFull:
+def _full(which: str, limit: int) -> QueueFull:
     return QueueFull(
-        f"{queued} tasks are open and {limit} may be; nothing was accepted.",
-        hint="Wait for some to end, or raise queue.session_limit in config.toml.",
-        queued=queued,
+        f"{limit} tasks are open and no more may be; nothing was accepted.",
+        hint=f"Wait for some to end, or raise queue.{which}_limit in config.toml.",
+        queued=limit,
         limit=limit,
-        retryAfterMs=1000,
+        retryAfterMs=limits.FULL_RETRY_MS,
     )
 
 
-def _too_large(what: str, limit: int) -> TooLarge:
-    return TooLarge(f"A {what} has at most {limit} bytes.", limit=limit, unit="bytes")
+def _too_large(what: str, limit: int, unit: str = "bytes") -> TooLarge:
+    return TooLarge(f"A {what} has at most {limit} {unit}.", limit=limit, unit=unit)
 
 
 def _cursor(text: str | None) -> tuple[int, int]:

@@ -6,15 +6,15 @@ in store/queries.sql).
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
-from goclaw.core import log
-from goclaw.core.errors import LeaseLost
+from goclaw.core import limits, log
 
 if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
-    from goclaw.store import Database
+    from goclaw.store import Committed, Database
 
 __all__ = ["recover"]
 
@@ -35,28 +35,42 @@ async def recover(
         await database.write(
             "rebase_boot", boot=boot, now=clock.wall_ms(), now_mono=clock.mono_ms()
         )
+    lost = [
+        (tid, token, owner)
+        for tid, token, owner, _until, pool in await database.read("live_tasks")
+        if pool == "" or rebooted
+    ]
     touched = []
-    for tid, token, owner, _until, pool in await database.read("live_tasks"):
-        if pool != "" and not rebooted:
-            continue
-        try:
-            committed = await database.write(
-                "reclaim", live=True, tid=tid, token=token, spent=1,
-                crash_budget=queue.crash_budget, reason="daemon_restarted", now=clock.wall_ms(),
-            )  # fmt: skip
-        except LeaseLost:
-            continue
-        state, event_id, unknown = committed.parts[0]
-        event = committed.events[-1]
-        touched.append(
-            {
-                "taskId": event[6],
-                "runId": event[5],
-                "state": state,
-                "unknownEffects": unknown,
-                "eventId": event_id,
-                "owner": owner,
-            }
-        )
-        _log.info("reclaimed", extra={"data": touched[-1]})
+    for start in range(0, len(lost), limits.BATCH_OPERATIONS_MAX):
+        page = lost[start : start + limits.BATCH_OPERATIONS_MAX]
+        now = clock.wall_ms()
+        answers = await asyncio.gather(
+            *(
+                database.write(
+                    "reclaim", live=True, tid=tid, token=token, spent=1,
+                    crash_budget=queue.crash_budget, reason="daemon_restarted", now=now,
+                )
+                for tid, token, _ in page
+            )
+        )  # fmt: skip
+        for (_, _, owner), committed in zip(page, answers, strict=True):
+            touched.append(_entry(owner, committed))
+            _log.info("reclaimed", extra={"data": touched[-1]})
     return touched
+
+
+def _entry(owner: str, committed: Committed) -> dict[str, Any]:
+    """What became of one task: kept and repeated are counts of its effects."""
+    state, event_id, unknown, kept, again = committed.parts[0]
+    _, _, _, _, _, run_id, task_id, attempt, _, _ = committed.events[-1]
+    return {
+        "taskId": task_id,
+        "runId": run_id,
+        "attempt": attempt,
+        "state": state,
+        "kept": kept,
+        "repeated": again,
+        "unknown": unknown,
+        "eventId": event_id,
+        "owner": owner,
+    }

@@ -79,7 +79,6 @@ class Engine:
         self._counts: Counter[str] = Counter()
         self._waiting: dict[str, list[asyncio.Future[RunEnd]]] = {}
         self._looks: set[asyncio.Task[None]] = set()
-        self._sweeper: asyncio.Task[None] | None = None
         self.recovered: list[dict[str, Any]] = []
         """What the start found: one entry a task, as in the event ``recovery.report``."""
 
@@ -102,16 +101,18 @@ class Engine:
         """Let timers and lanes go; the last step before the daemon is ready."""
         self._schedules.start()
         self.scheduler.start()
-        self._sweeper = asyncio.create_task(self.hub.sweeping(), name="ring-sweeper")
+        self.hub.open()
+
+    def look_again(self) -> None:
+        """Sessions joined ``only_sids``: their tasks may have been waiting for a lane."""
+        self.scheduler.look_again()
 
     async def stop(self, drain_ms: int, hurry: asyncio.Event) -> None:
         """Refuse new work, drain, hand back the rest, stop the timers (R-3)."""
         self.intake.closed = True
         await self._schedules.stop()
         await self.scheduler.stop(drain_ms, hurry)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        self.hub.close()
 
     # -- what commits tell ---------------------------------------------------------------------
 

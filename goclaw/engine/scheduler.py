@@ -111,7 +111,7 @@ class Scheduler:
         for event in events:
             kind = event[3]
             if kind == "task.queued":
-                self.look_again()
+                self._one_more()
             elif kind == "task.running":
                 self._started.add((event[6], event[7]))
             elif kind in _LEAVING:
@@ -124,9 +124,14 @@ class Scheduler:
                 else:
                     attempt.stop("canceled" if kind == "task.canceled" else "lease_lost")
                 if kind in _FREEING:
-                    self.look_again()
+                    self._one_more()
 
     def look_again(self) -> None:
+        """Sessions joined ``only_sids``, whose tasks may have been waiting: all idle lanes look."""
+        for _ in range(max(1, len(self._idle))):
+            self._one_more()
+
+    def _one_more(self) -> None:
         """One more task may be claimable: an idle lane looks, or the next that ends its look."""
         self._changes += 1
         while self._idle:

@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from goclaw.core import limits, log
-from goclaw.core.errors import GoclawError, StorageFailed
+from goclaw.core.errors import AlreadyResolved, GoclawError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -54,7 +54,7 @@ class Schedules:
             self._changed.clear()
             try:
                 wait_ms = await self._turn()
-            except StorageFailed as error:
+            except GoclawError as error:
                 _log.error("timer failed", extra={"data": {"error": str(error)}})
                 wait_ms = limits.BUSY_MS_MAX
             try:
@@ -67,15 +67,17 @@ class Schedules:
         """Wake all that is due; milliseconds until the next."""
         now_mono, now = self._clock.mono_ms(), self._clock.wall_ms()
         due = await self._database.read("due_tasks", now_mono=now_mono, limit=limits.READ_ROWS_MAX)
-        for (tid,) in due:
-            await self._database.write("wake", tid=tid, now_mono=now_mono, reason="due", now=now)
         expired = await self._database.read("approvals_due", now=now, limit=limits.READ_ROWS_MAX)
-        for (approval_id,) in expired:
-            try:
-                await self._expire(approval_id)
-            except GoclawError as error:
-                _log.info("approval not expired", extra={"data": {"error": str(error)}})
         if due or expired:
+            await asyncio.gather(
+                *(
+                    self._database.write(
+                        "wake", live=True, tid=tid, now_mono=now_mono, reason="due", now=now
+                    )
+                    for (tid,) in due
+                ),
+                *(self._close(approval_id) for (approval_id,) in expired),
+            )
             return 0
         ((next_due,),) = await self._database.read("next_due")
         ((next_expiry,),) = await self._database.read("next_expiry")
@@ -85,3 +87,9 @@ class Schedules:
         if next_expiry is not None:
             waits.append(max(0, next_expiry - self._clock.wall_ms()))
         return min(waits)
+
+    async def _close(self, approval_id: str) -> None:
+        try:
+            await self._expire(approval_id)
+        except AlreadyResolved:
+            return  # somebody was quicker

@@ -18,6 +18,7 @@ from goclaw.core.errors import (
     IllegalTransition,
     LeaseLost,
     Nondeterminism,
+    QueueFull,
     StorageFailed,
 )
 from goclaw.core.faults import faultpoint
@@ -187,8 +188,8 @@ class LiveAttempt:
         except Nondeterminism as error:
             _log.error(error.message, extra={"data": error.data})
             return await self._park(Park("nondeterminism", detail=error.data))
-        except (StorageFailed, IllegalTransition) as error:
-            # The latter: an operator settled the effect meanwhile. The next attempt reads it anew.
+        except (StorageFailed, QueueFull, IllegalTransition) as error:
+            # The last: an operator settled the effect meanwhile. The next attempt reads it anew.
             return Failed(error.code, error.message, retryable=True, fingerprint=error.code)
         except GoclawError as error:
             return Failed(error.code, error.message)

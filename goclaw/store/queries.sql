@@ -91,9 +91,11 @@ UPDATE effects
    SET state = iif(class IN ('pure', 'keyed'), 'retryable', 'unknown'), updated_at = :now
  WHERE tid = :tid AND state = 'intent';
 -- step: run
-SELECT count(*) AS unknown_count,
-       count(*) FILTER (WHERE class = 'irreversible') AS irreversible_count
-  FROM effects WHERE tid = :tid AND state = 'unknown';
+SELECT count(*) FILTER (WHERE state = 'unknown') AS unknown_count,
+       count(*) FILTER (WHERE state = 'unknown' AND class = 'irreversible') AS irreversible_count,
+       count(*) FILTER (WHERE state = 'result') AS kept_count,
+       count(*) FILTER (WHERE state = 'retryable') AS again_count
+  FROM effects WHERE tid = :tid;
 
 -- The end of a task's life: the session's turn is free, the next task may come.
 -- fragment: terminal
@@ -374,7 +376,7 @@ SELECT :was AS state;
 -- late
 -- The attempt is over without its owner's word: the lease ran out (expired_mono), the daemon died or
 -- stops (expired_mono NULL). tid NULL: whatever task that lease is of. spent 1 keeps the crash that the claim reserved; 0 gives it back.
--- returns: state event_id unknown_count
+-- returns: state event_id unknown_count kept_count again_count
 -- step: expect lease_lost
 <<task t.tid = ifnull(:tid, (SELECT l.tid FROM tasks AS l WHERE l.state = 'RUNNING' AND l.lease_token = :token)) AND t.lease_token = :token AND t.state = 'RUNNING' AND (:expired_mono IS NULL OR t.lease_until_mono < :expired_mono)>>
 <<orphan_intents>>
