@@ -410,6 +410,7 @@ cdef int keep_column(Operation *op, sqlite3_stmt *statement, int column, Value *
     cdef int kind = gc_column_type(statement, column)
     cdef const void *data
     value.kind = kind
+    value.size = 0             # a NULL where a text was: the chain hashes by size
     if kind == GC_INTEGER:
         value.number = gc_column_int64(statement, column)
     elif kind == GC_FLOAT:

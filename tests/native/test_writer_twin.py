@@ -702,6 +702,7 @@ class Walk:
     def small_writes(self) -> None:
         name = self.pick(["a", "b"])
         sid = self.pick(range(1, 6))
+        task = self.pick([None, *(f"task_n{number}" for number in range(1, 9))])
 
         def judge(answer: support.Answer) -> None:
             known = sid in self.turns
@@ -710,6 +711,10 @@ class Walk:
         self.ask(
             judge,
             ("session_change", {"sid": sid, "title": name}),
+            (
+                "session_event",
+                {"sid": sid, "task_id": task, "kind": 0, "type": "update", "payload": b"{}"},
+            ),
             ("audit", {"record": name.encode()}),
             ("policy_put", {"version": name, "text": "t"}),
             ("artefact_put", {"key": name, "digest": "d"}),
@@ -805,8 +810,8 @@ def test_long_walks_meet_every_answer(template: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-# claim_session: test_store_states.py.
-ELSEWHERE = {"claim_session"}
+# claim_sessions: test_store_states.py.
+ELSEWHERE = {"claim_sessions"}
 UNREACHED = {
     ("claim", "illegal_transition"),  # a head that is not QUEUED: no such file
     ("effect_intent", "idempotency_conflict"),  # keys shared over tasks: test_store_effects.py
