@@ -112,7 +112,11 @@ def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
 
 def _judged(path: Path, shipped: Sequence[tuple[int, str, str]]) -> int:
     """How many of the shipped migrations the file has, without writing to it; DatabaseRefused."""
-    reader = apsw.Connection(str(path), apsw.SQLITE_OPEN_READONLY)
+    # Without a log the file is all there is, and SQLite need not put a log and an index beside it.
+    log = path.with_name(f"{path.name}-wal")
+    how = "mode=ro" if log.exists() else "immutable=1"
+    uri = f"{path.absolute().as_uri()}?{how}"
+    reader = apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     try:
         reader.setbusytimeout(limits.BUSY_MS_MAX)
         tables = {row[0] for row in reader.execute("SELECT name FROM sqlite_schema")}
