@@ -171,19 +171,38 @@ class Hub:
         warm = self.read_warm(channel, cursor, bytes_max, mask, lines=lines)
         if warm is not None:
             return warm
+        return (await self.read_pages(channel, cursor, bytes_max, mask, lines=lines))[0]
+
+    async def read_pages(
+        self,
+        channel: Channel,
+        cursor: int,
+        bytes_max: int,
+        mask: int,
+        *,
+        lines: bool,
+        pages_max: int = 1,
+    ) -> list[tuple[bytes, int]]:
+        """Up to ``pages_max`` pages of the store in one visit to a reader thread, a read
+        transaction each; at least one, (b"", cursor) at the head. ReplayGap as ``read``."""
         database, session_id, sid = self._database, channel.session_id, channel.sid
 
-        def page() -> tuple[bytes, int]:
-            rows = database.fetch_page(sid, cursor, bytes_max)
-            if not rows:
-                return b"", cursor
-            if rows[0][0] != cursor + 1:
-                raise ReplayGap("Retention has passed the cursor.", sessionId=session_id)
-            return page_frames(session_id, rows, mask=mask, lines=lines), rows[-1][0]
+        def pages() -> list[tuple[bytes, int]]:
+            found: list[tuple[bytes, int]] = []
+            position = cursor
+            while len(found) < pages_max:
+                rows = database.fetch_page(sid, position, bytes_max)
+                if not rows:
+                    break
+                if rows[0][0] != position + 1:
+                    raise ReplayGap("Retention has passed the cursor.", sessionId=session_id)
+                position = rows[-1][0]
+                found.append((page_frames(session_id, rows, mask=mask, lines=lines), position))
+            return found or [(b"", cursor)]
 
         self.replayed_cold += 1
-        found: tuple[bytes, int] = await database.in_reader(page)
-        return found
+        read: list[tuple[bytes, int]] = await database.in_reader(pages)
+        return read
 
     def read_warm(
         self, channel: Channel, cursor: int, bytes_max: int, mask: int, *, lines: bool

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from goclaw.core import limits, log
@@ -49,6 +49,10 @@ class Cursor:
     position: int
     controller: bool
     state: SubState = SubState.NONE
+    ahead: deque[tuple[bytes, int]] = field(default_factory=deque)
+    """Pages of the store that follow ``position``, each with the position behind it."""
+    reading: asyncio.Task[None] | None = None
+    """More of them on their way."""
 
     def move(self, event: SubEvent) -> None:
         """Change state as the table says."""
@@ -231,6 +235,7 @@ class Outbox:
         self._lag_events = self._lag_bytes = 0
         for cursor in self._cursors.values():
             cursor.channel.stalled.add(self)
+            cursor.ahead.clear()  # the cursor keeps the place, memory is for readers that keep up
             cursor.move(SubEvent.FULL)
 
     def drained(self) -> None:
@@ -273,7 +278,7 @@ class Outbox:
             if self._cold is None:
                 self._start(self._pull(self._ready[0]))
             return None
-        if self._cold is not None or not self._behind:
+        if not self._behind:
             return None
         sid = next(iter(self._behind))
         cursor = self._cursors.get(sid)
@@ -284,10 +289,24 @@ class Outbox:
             cursor.channel, cursor.position, limits.WRITE_BYTES_MAX, self._mask,
             lines=self._transport.lines,
         )  # fmt: skip
-        if warm is None:
-            self._start(self._read(sid, cursor))
+        if warm is not None:
+            cursor.ahead.clear()
+            return self._advance(sid, cursor, *warm)
+        return self._next_page(sid, cursor)
+
+    def _next_page(self, sid: int, cursor: Cursor) -> bytes | None:
+        """A page that was read ahead, or None while one is on its way."""
+        if not cursor.ahead:
+            if cursor.reading is None:
+                self._read_on(sid, cursor, cursor.position, 1)
             return None
-        return self._advance(sid, cursor, *warm)
+        page = cursor.ahead.popleft()
+        last = cursor.ahead[-1][1] if cursor.ahead else page[1]
+        keeps_up = len(cursor.ahead) <= 1 and not self._transport.buffered()
+        data = self._advance(sid, cursor, *page)
+        if keeps_up and cursor.reading is None and last < cursor.channel.head:
+            self._read_on(sid, cursor, last, limits.READ_AHEAD_PAGES)
+        return data
 
     def _take_ready(self) -> bytes:
         parts: list[bytes] = []
@@ -326,28 +345,31 @@ class Outbox:
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._cold = asyncio.ensure_future(work)
 
-    async def _read(self, sid: int, cursor: Cursor) -> None:
+    def _read_on(self, sid: int, cursor: Cursor, position: int, pages_max: int) -> None:
+        """Fetch pages of the store behind ``position``; several for a reader that keeps up."""
+        cursor.reading = asyncio.ensure_future(self._read(sid, cursor, position, pages_max))
+
+    async def _read(self, sid: int, cursor: Cursor, position: int, pages_max: int) -> None:
         try:
-            data, position = await self._hub.read(
-                cursor.channel, cursor.position, limits.WRITE_BYTES_MAX, self._mask,
-                lines=self._transport.lines,
+            pages = await self._hub.read_pages(
+                cursor.channel, position, limits.WRITE_BYTES_MAX, self._mask,
+                lines=self._transport.lines, pages_max=pages_max,
             )  # fmt: skip
         except ReplayGap:
-            self._cold = None
+            cursor.reading = None
             if self._cursors.get(sid) is cursor:
                 self._too_slow(CloseReason.RETENTION)
             return
         except GoclawError as error:
-            self._cold = None
+            cursor.reading = None
             _log.error("read failed", extra={"data": {"error": str(error)}})
             self._transport.close(1011, "goclaw:internal")
             return
-        self._cold = None
-        # Meanwhile the session may have been left, or subscribed anew from elsewhere.
-        if self._open and self._cursors.get(sid) is cursor:
-            data = self._advance(sid, cursor, data, position)
-            if data:
-                self._write(data)
+        cursor.reading = None
+        # Meanwhile the session may have been left, or subscribed anew from elsewhere; and what was
+        # read ahead for a socket that takes nothing now is not kept.
+        if self._cursors.get(sid) is cursor and (position == cursor.position or cursor.ahead):
+            cursor.ahead.extend(pages)
         self._schedule()
 
     async def _pull(self, source: Source) -> None:
