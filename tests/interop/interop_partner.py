@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE = Path(__file__).parent
-WAIT_S = 30.0  # for what takes milliseconds; a test that gets there has failed
+WAIT_S = 20.0  # for what takes milliseconds; a test that gets there has failed
 
 Event = dict[str, Any]
 
@@ -50,6 +50,7 @@ class Partner:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "GOCLAW_NODE_MODULES": str(node_modules)},
+            cwd=HERE.parents[1],
         )
         self.changed = threading.Condition()
         self.events: list[Event] = []

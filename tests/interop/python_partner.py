@@ -88,12 +88,17 @@ class Connection:
         self.conn, self.editor = conn, Editor(conn)
         self._undo = contextlib.AsyncExitStack()
         self._process: asyncio.subprocess.Process | None = None
+        self._refused: Exception | None = None
 
     async def open(self, order: dict[str, Any]) -> None:
         if "url" in order:
-            transport = await create_websocket_stream(
-                order["url"], headers={"Authorization": f"Bearer {order['token']}"}
-            )
+            try:
+                transport = await create_websocket_stream(
+                    order["url"], headers={"Authorization": f"Bearer {order['token']}"}
+                )
+            except Exception as error:  # told to whoever asks for something
+                self._refused = error
+                return
             self.sdk = ClientSideConnection(self.editor, transport)  # type: ignore[arg-type]
         else:
             reader, writer, self._process = await self._undo.enter_async_context(
@@ -114,6 +119,8 @@ class Connection:
         tell({"conn": self.conn, "event": "reply", "n": n, **reply})
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
+        if self._refused is not None:
+            raise self._refused
         if method.startswith("_"):
             return await self.sdk.ext_method(method[1:], params)
         name, model = METHODS[method]

@@ -14,7 +14,7 @@ const find = createRequire(join(process.env.GOCLAW_NODE_MODULES, "..", "from-her
 const load = (name) => import(pathToFileURL(find.resolve(name)));
 const acp = await load("@agentclientprotocol/sdk");
 const { createWebSocketStream } = await load("@agentclientprotocol/sdk/experimental/ws-client");
-const { WebSocket } = await load("ws");
+const { default: WebSocket } = await load("ws");
 
 // Answers nothing, for the SDK reads what a handler answers as whether it took the message.
 function tell(event) {
@@ -104,7 +104,8 @@ for await (const line of createInterface({ input: process.stdin })) {
   try {
     await orders[order.do](order);
   } catch (error) {
-    tell({ event: "complaint", text: `order ${line}: ${error}` });
+    tell({ event: "gone", text: `order ${line}: ${error}` });
+    process.exit(1);
   }
 }
 process.exit(0);
