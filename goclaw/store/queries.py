@@ -79,7 +79,8 @@ def parse(text: str) -> Catalogue:
             body = _expand("\n".join(lines), fragments)
             catalogue.programs[name] = _program(name, parameters, body)
         elif kind != "fragment":
-            sql = "\n".join(line for line in lines if not line.startswith("--")).strip()
+            body = _expand("\n".join(lines), fragments)
+            sql = "\n".join(line for line in body.splitlines() if line[:2] not in ("", "--"))
             if kind == "query":
                 catalogue.queries[name] = Query(name, parameters, sql)
             else:

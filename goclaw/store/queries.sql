@@ -237,7 +237,7 @@ SELECT h.sid, h.tid, h.rank, h.start, 1 AS due
 -- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
 -- step: need
 SELECT h.sid, h.tid, h.rank, h.start, 0 AS due FROM json_each(:sids) AS j
-  JOIN heads AS h ON h.sid = j.value
+ CROSS JOIN heads AS h ON h.sid = j.value
  WHERE h.pool = :pool
  ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
 <<claim_head>>
@@ -389,7 +389,11 @@ SELECT CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'DEAD_LETTER'
             ELSE :reason END AS end_reason
   FROM tasks WHERE tid = :tid;
 <<event 1 | iif(:state = 'QUEUED', 'task.requeued', 'task.' || lower(:state)) | json_object('from', 'RUNNING', 'to', :state, 'reason', :end_reason)>>
-<<event_when :task_kind = 'prompt' AND :state = 'DEAD_LETTER' | 1 | 'run.ended' | json_object('state', :state, 'reason', :end_reason)>>
+-- step: run
+INSERT OR REPLACE INTO task_results (tid, error)
+SELECT :tid, json_object('code', :end_reason, 'message', 'Its attempts ended without a word.')
+ WHERE :state = 'DEAD_LETTER';
+<<event_when :task_kind = 'prompt' AND :state = 'DEAD_LETTER' | 1 | 'run.ended' | json_object('state', :state, 'reason', :end_reason, 'message', 'Its attempts ended without a word.')>>
 -- step: run
 UPDATE tasks
    SET state = :state, crashes = crashes - (:spent = 0), lease_owner = NULL, lease_token = NULL,
@@ -427,6 +431,8 @@ SELECT 1 AS kind, 'approval.resolved' AS type,
 -- step: run
 UPDATE approvals SET state = 'cancelled', answered_at = :now, answered_by = :reason
  WHERE tid = :tid AND state = 'open';
+-- step: run
+UPDATE task_results SET error = NULL WHERE tid = :tid;
 <<event 1 | 'task.canceled' | json_object('from', :was, 'to', 'CANCELED', 'reason', :reason)>>
 <<event_when :task_kind = 'prompt' | 1 | 'run.ended' | json_object('state', 'CANCELED', 'stopReason', 'cancelled', 'reason', :reason)>>
 -- step: run
@@ -662,39 +668,42 @@ SELECT e.event_id, e.at, e.type, t.run_id, t.task_id, e.payload, e.digest
 -- query: chain_of_session sid
 SELECT salt, link, head, oldest FROM sessions WHERE sid = :sid;
 
--- query: task_by_id task_id
-SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reason, t.attempt,
-       t.failures, t.crashes, t.max_attempts, 9 - t.rank AS priority, t.lease_owner,
-       t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason,
-       t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
-  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
-  LEFT JOIN task_results AS r ON r.tid = t.tid WHERE t.task_id = :task_id;
-
--- query: task_by_tid tid
-SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reason, t.attempt,
-       t.failures, t.crashes, t.max_attempts, 9 - t.rank AS priority, t.lease_owner,
-       t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason,
-       t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
-  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
-  LEFT JOIN task_results AS r ON r.tid = t.tid WHERE t.tid = :tid;
-
--- query: tasks_listed sid before state limit
+-- fragment: task_row condition
 SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reason, t.attempt,
        t.failures, t.crashes, t.max_attempts, 9 - t.rank AS priority, t.lease_owner,
        t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason,
        t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
   LEFT JOIN task_results AS r ON r.tid = t.tid
- WHERE t.tid < :before AND (:sid IS NULL OR t.sid = :sid) AND (:state IS NULL OR t.state = :state)
- ORDER BY t.tid DESC LIMIT :limit;
+ WHERE <<condition>>
+
+-- query: task_by_id task_id
+<<task_row t.task_id = :task_id>>;
+
+-- query: task_by_tid tid
+<<task_row t.tid = :tid>>;
+
+-- Two ways in: all tasks newest first, or those of one session by its own index.
+-- query: tasks_listed sid before state limit
+<<task_row :sid IS NULL AND t.tid < :before AND (:state IS NULL OR t.state = :state)>>
+UNION ALL
+<<task_row t.sid = :sid AND t.tid < :before AND (:state IS NULL OR t.state = :state)>>
+ ORDER BY 1 DESC LIMIT :limit;
 
 -- query: task_counts
 SELECT state, count(*) FROM tasks GROUP BY state;
 
+-- In the order of the line. Each state by its own partial index: what has ended is a long tale.
 -- query: open_tasks_of_session sid
 SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client, s.turn IS t.tid AS turn
-  FROM tasks AS t JOIN task_payloads AS p ON p.tid = t.tid JOIN sessions AS s ON s.sid = t.sid
- WHERE t.sid = :sid AND t.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED')
+  FROM (SELECT tid FROM tasks INDEXED BY tasks_line WHERE sid = :sid AND state = 'QUEUED'
+        UNION ALL
+        SELECT tid FROM tasks INDEXED BY tasks_live WHERE sid = :sid AND state = 'RUNNING'
+        UNION ALL
+        SELECT tid FROM tasks INDEXED BY tasks_waiting
+         WHERE sid = :sid AND state IN ('RETRY_WAIT', 'SUSPENDED')) AS o
+  JOIN tasks AS t ON t.tid = o.tid JOIN task_payloads AS p ON p.tid = t.tid
+  JOIN sessions AS s ON s.sid = t.sid
  ORDER BY t.seq;
 
 -- query: live_tasks
@@ -725,7 +734,8 @@ SELECT ordinal, kind, name, class, state, key, hash, request, result, failed, de
 -- query: approvals_listed sid limit
 SELECT a.approval_id, s.session_id, t.task_id, t.run_id, a.ordinal, a.request, a.state, a.option_id,
        a.allowed, a.answered_by, a.created_at, a.expires_at, a.answered_at, a.sid
-  FROM approvals AS a JOIN sessions AS s ON s.sid = a.sid JOIN tasks AS t ON t.tid = a.tid
+  FROM approvals AS a INDEXED BY approvals_open
+  JOIN sessions AS s ON s.sid = a.sid JOIN tasks AS t ON t.tid = a.tid
  WHERE a.state = 'open' AND (:sid IS NULL OR a.sid = :sid) ORDER BY a.aid LIMIT :limit;
 
 -- query: approval_by_id approval_id

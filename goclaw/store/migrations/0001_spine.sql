@@ -78,6 +78,7 @@ CREATE TABLE tasks (
 );
 CREATE INDEX tasks_line ON tasks (sid, parallel, seq) WHERE state = 'QUEUED';
 CREATE INDEX tasks_live ON tasks (tid) WHERE state = 'RUNNING'; -- not by time: heartbeats stay cheap
+CREATE INDEX tasks_waiting ON tasks (sid) WHERE state IN ('RETRY_WAIT', 'SUSPENDED');
 CREATE INDEX tasks_due ON tasks (due_mono) WHERE due_mono IS NOT NULL;
 CREATE INDEX tasks_of_session ON tasks (sid, tid);
 

@@ -1,0 +1,134 @@
+"""How SQLite finds its rows: no statement reads a table that grows from end to end (Q-17, P-1).
+
+The plans of the path that every task takes stand word for word in ``tests/vectors/plans.json``; a
+plan that changed is printed, so that it can be judged and put there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import apsw
+import pytest
+import store_support as support
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.req("Q-17", "P-1", "I-8")
+
+FROZEN = Path(__file__).parents[1] / "vectors" / "plans.json"
+PATH = ("enqueue", "claim", "claim_sessions", "heartbeat", "append", "complete", "fail", "reclaim")
+
+# What may be read from end to end, and why.
+SCANS = {
+    "CONSTANT ROW": "no table at all",
+    "o": "the few rows that a subquery found",
+    "j VIRTUAL TABLE": "a list among the parameters",
+    "pragma_": "one row",
+    "tasks USING INDEX tasks_live": "as many rows as there are leases",
+    "l USING INDEX tasks_live": "as many rows as there are leases",
+    "a USING INDEX approvals_open": "as many rows as questions are open",
+    "audit": "backwards from the last row, and no further",
+}
+# Rows that are counted: once at the start, and for a person who asks.
+COUNTS = {"task_counts", "sessions_count", "heads_count"}
+# Sorted are ten levels at most, the heads of a list of sessions, one task's rows, open questions.
+SORTS = {
+    "claim", "claim_sessions", "cancel", "effect_intent", "open_tasks_of_session", "expired_leases",
+    "approvals_listed", "approvals_of_task",
+}  # fmt: skip
+
+
+class Nulls(dict[str, Any]):
+    """Any parameter is NULL."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apsw.Connection]:
+    """As both writers and the readers are set: no plan depends on a parameter's value."""
+    connection = support.connect(support.fresh(tmp_path_factory.mktemp("plans")))
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+    connection.create_scalar_function("chain_link", lambda *values: b"", 7)
+    yield connection
+    connection.close()
+
+
+def plan(connection: apsw.Connection, sql: str) -> list[str]:
+    return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", Nulls())]
+
+
+def statements() -> Iterator[tuple[str, str, str]]:
+    """(name, which, SQL) of everything that runs."""
+    for program in support.PROGRAMS:
+        for number, step in enumerate(program.steps, 1):
+            yield program.name, f"step {number}", step.sql
+    for name, query in support.CATALOGUE.queries.items():
+        yield name, "query", query.sql
+    for name, sql in support.CATALOGUE.statements.items():
+        yield name, "statement", sql.replace("?", ":value")
+
+
+def test_nothing_that_grows_is_read_from_end_to_end(connection: apsw.Connection) -> None:
+    found = []
+    for name, which, sql in statements():
+        for line in plan(connection, sql):
+            scanned = re.match(r"SCAN (.*)", line)
+            if name in COUNTS or (name, line) == ("batch_read", "SCAN writer"):
+                continue
+            if name == "batch_count" and line == "SCAN writer":
+                continue  # a table of one row
+            if scanned and not scanned[1].startswith(tuple(SCANS)):
+                found.append((name, which, line))
+    assert found == []
+
+
+def test_nothing_is_sorted_that_is_not_short(connection: apsw.Connection) -> None:
+    sorting = {
+        name
+        for name, _which, sql in statements()
+        if any("TEMP B-TREE" in line for line in plan(connection, sql))
+    }
+    assert sorting - COUNTS == SORTS
+
+
+def test_the_pick_has_no_filter_and_no_order_to_make(connection: apsw.Connection) -> None:
+    pick = support.CATALOGUE.programs["claim"].steps[0]
+    assert plan(connection, pick.sql) == [
+        "SEARCH p USING PRIMARY KEY (pool=?)",
+        "SEARCH h USING INDEX heads_fair (pool=?)",
+    ]
+
+
+def test_the_path_of_every_task_keeps_its_plans(connection: apsw.Connection) -> None:
+    now = {
+        name: [plan(connection, step.sql) for step in support.CATALOGUE.programs[name].steps]
+        for name in PATH
+    }
+    frozen = json.loads(FROZEN.read_text("utf-8"))
+    changed = {
+        f"{name}, step {number}": (old, new)
+        for name in PATH
+        for number, (old, new) in enumerate(zip(frozen[name], now[name], strict=False), 1)
+        if old != new
+    }
+    assert changed == {}
+    assert frozen == now
+
+
+@pytest.mark.parametrize(
+    ("broken", "name"),
+    [
+        ("SELECT tid FROM tasks WHERE state = 'QUEUED'", "a scan"),
+        ("SELECT tid FROM heads ORDER BY start", "a sort"),
+    ],
+)
+def test_the_rules_see_a_bad_statement(connection: apsw.Connection, broken: str, name: str) -> None:
+    lines = plan(connection, broken)
+    assert any(line.startswith("SCAN") or "TEMP B-TREE" in line for line in lines), name
