@@ -28,7 +28,7 @@ class Deltas:
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._waiting: list[dict[str, Any]] = []
-        self._waiting_chars = 0
+        self._waiting_bytes = 0
         self._said: list[str] = []
         self._last_s = float("-inf")
         self._flush_s = 0.0
@@ -56,7 +56,7 @@ class Deltas:
     def _chunk(self, kind: str, text: str, message_id: str) -> None:
         for at in range(0, len(text), _PIECE_CHARS):
             piece = text[at : at + _PIECE_CHARS]
-            self._waiting_chars += len(piece)
+            self._waiting_bytes += len(piece.encode("utf-8", "replace"))
             last = self._waiting[-1] if self._waiting else {}
             known = last["content"]["text"] if last.get("sessionUpdate") == kind else None
             if known is not None and len(known) + len(piece) <= _PIECE_CHARS:
@@ -72,7 +72,7 @@ class Deltas:
         else when its time has come. Raises what an earlier flush raised."""
         if self._flushing is not None and self._flushing.done():
             self._flushing.result()
-        if self._waiting_chars >= limits.DELTA_BYTES_MAX:
+        if self._waiting_bytes >= limits.DELTA_BYTES_MAX:
             await self._settled()
             await self._flush()
             return
@@ -88,7 +88,7 @@ class Deltas:
             self._timer.cancel()
             self._timer = None
         await self._settled()
-        waiting, self._waiting, self._waiting_chars = self._waiting, [], 0
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         return waiting
 
     def abandon(self) -> None:
@@ -113,7 +113,7 @@ class Deltas:
             await flushing
 
     async def _flush(self) -> None:
-        waiting, self._waiting, self._waiting_chars = self._waiting, [], 0
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         if not waiting:
             return
         begun_s = self._loop.time()

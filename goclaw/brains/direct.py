@@ -6,6 +6,7 @@ Owns the reading of a command and the showing of its result. Not in here: which 
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,6 +85,8 @@ def _arguments(tool: Tool, rest: str) -> dict[str, Any] | str:
     try:
         number = float(rest)
     except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
         return f"{rest[:80]!r} is no number. {usage}"
     return {name: int(number) if number.is_integer() else number}
 

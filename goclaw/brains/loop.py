@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from goclaw.tools.gate import Gate
     from goclaw.tools.registry import Registry
 
-__all__ = ["BrainRunner", "prompt_text"]
+__all__ = ["BrainRunner", "prompt_text", "run_result"]
 
 _SCRIPT = "script:"
 _NOT_MADE = frozenset({"denied", "rejected"})
@@ -103,8 +103,8 @@ class BrainRunner:
             tools += results
             refused = said.ask is not None and results[0].status in _NOT_MADE
             if said.stop is not None or refused:
-                return Succeeded(said.stop or "end_turn", _result("".join(text), tools))
-        return Succeeded("max_turn_requests", _result("".join(text), tools))
+                return Succeeded(said.stop or "end_turn", run_result("".join(text), tools))
+        return Succeeded("max_turn_requests", run_result("".join(text), tools))
 
     async def _carry_out(
         self, attempt: Attempt, brain: Brain, answer: Answer
@@ -179,19 +179,26 @@ def _error_of(output: bytes) -> str:
     return str(parsed.get("error", "")) if isinstance(parsed, dict) else ""
 
 
-def _result(text: str, tools: list[ToolResult]) -> bytes:
-    """What ``goclaw run --json`` prints, within RESULT_BYTES_MAX: the largest outputs give way."""
+def run_result(text: str, tools: Sequence[ToolResult]) -> bytes:
+    """What ``goclaw run --json`` prints, within RESULT_BYTES_MAX: the largest outputs give way,
+    then the text. The journal has all of it."""
     outputs = [tool.output for tool in tools]
-    while True:
-        shown = [
-            {"name": tool.name, "status": tool.status, "output": orjson.Fragment(output)}
-            for tool, output in zip(tools, outputs, strict=True)
-        ]
-        result = orjson.dumps({"text": text, "tools": shown})
-        largest = max(range(len(outputs)), key=lambda index: len(outputs[index]), default=None)
-        if len(result) <= limits.RESULT_BYTES_MAX or largest is None or not outputs[largest]:
-            return result
-        size = len(outputs[largest])
-        outputs[largest] = orjson.dumps({"omittedBytes": size})
-        if len(outputs[largest]) >= size:
-            return orjson.dumps({"text": text[: limits.RESULT_BYTES_MAX // 8], "tools": shown[:0]})
+    largest_first = sorted(range(len(outputs)), key=lambda index: -len(outputs[index]))
+    result = _encoded(text, tools, outputs)
+    for index in largest_first:
+        if len(result) <= limits.RESULT_BYTES_MAX:
+            break
+        outputs[index] = orjson.dumps({"omittedBytes": len(outputs[index])})
+        result = _encoded(text, tools, outputs)
+    if len(result) > limits.RESULT_BYTES_MAX:
+        # six bytes a character, and as much for the names of the tools
+        result = _encoded(text[: limits.RESULT_BYTES_MAX // 12], tools, outputs)
+    return result
+
+
+def _encoded(text: str, tools: Sequence[ToolResult], outputs: Sequence[bytes]) -> bytes:
+    shown = [
+        {"name": tool.name, "status": tool.status, "output": orjson.Fragment(output)}
+        for tool, output in zip(tools, outputs, strict=True)
+    ]
+    return orjson.dumps({"text": text, "tools": shown})

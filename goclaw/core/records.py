@@ -164,17 +164,18 @@ class Tool:
 
     @property
     def plain_argument(self) -> str | None:
-        """The property that the rest of a slash command's line may be: the file, or the only
-        required one."""
+        """The property that the rest of a slash command's line may be: the file, or the only one
+        there is."""
         required = self.input_schema.get("required", [])
         if self.file_argument is not None and set(required) <= {self.file_argument}:
             return self.file_argument
-        return required[0] if len(required) == 1 else None
+        alone = [*self.input_schema.get("properties", {})] == required and len(required) == 1
+        return required[0] if alone else None
 
     @property
     def hint(self) -> str:
         """What follows the name in a slash command."""
-        return (self.plain_argument or "{json}").upper() if self.plain_argument else "{json}"
+        return "{json}" if self.plain_argument is None else self.plain_argument.upper()
 
 
 class ToolSource(Protocol):

@@ -176,12 +176,7 @@ class Gate:
         finally:
             for descriptor in opened.values():
                 os.close(descriptor)
-        if len(done.output) > limits.TOOL_OUTPUT_BYTES_MAX:
-            return Done(
-                error_output(f"The output is larger than {limits.TOOL_OUTPUT_BYTES_MAX} bytes."),
-                failed=True,
-            )
-        return done
+        return _checked(done)
 
     def question(self, title: str) -> Call:
         """A call that does nothing but ask a person; completed when the answer is yes."""
@@ -215,6 +210,18 @@ def _obliged(decision: Decision, sandbox: str) -> Decision:
     return dataclasses.replace(decision, effect=Verdict.DENY, reason=reason)
 
 
+def _checked(done: Done) -> Done:
+    """What a tool says, as one JSON text that everybody further on can read."""
+    size = limits.TOOL_OUTPUT_BYTES_MAX
+    if len(done.output) > size:
+        return Done(error_output(f"The output has more than {size} bytes.", "too_large"), True)
+    try:
+        orjson.loads(done.output)
+    except orjson.JSONDecodeError:
+        return Done(orjson.dumps({"text": done.output.decode("utf-8", "replace")}), done.failed)
+    return done
+
+
 async def _probe(entry: Entry, arguments: dict[str, Any], key: str) -> Done | bool | None:
     return await entry.origin.probe(entry.tool, arguments, key=key)
 
@@ -231,7 +238,8 @@ def _misfit(tool: str, request: bytes, why: str) -> Call:
 
 
 def _unreadable(path: str, why: str) -> Done:
-    return Done(error_output(f"{path} cannot be read: {why}.", "file_unreadable"), failed=True)
+    sentence = f"{_printable(path)} cannot be read: {why}."
+    return Done(error_output(sentence, "file_unreadable"), failed=True)
 
 
 # -- how a call is shown ---------------------------------------------------------------------------
@@ -239,9 +247,14 @@ def _unreadable(path: str, why: str) -> Done:
 
 def _title(name: str, arguments: dict[str, Any], place: files.Place | None) -> str:
     if place is not None:
-        return f"{name} {place.path}"
+        return f"{name} {_printable(place.path)}"
     text = orjson.dumps(arguments).decode() if arguments else ""
     return f"{name} {text[:80]}".strip()
+
+
+def _printable(path: str) -> str:
+    """A file's name may be no UTF-8; JSON is."""
+    return path.encode("utf-8", "replace").decode()
 
 
 def _announce(
@@ -254,7 +267,7 @@ def _announce(
     if request and len(request) <= limits.TOOL_SHOWN_BYTES_MAX:
         update["rawInput"] = orjson.Fragment(request)
     if place is not None:
-        update["locations"] = [{"path": place.path}]
+        update["locations"] = [{"path": _printable(place.path)}]
     return update
 
 

@@ -51,7 +51,10 @@ class Validator:
 
     def misfit(self, value: Any) -> str | None:
         """Why the value does not fit, as ``where: what``; None when it does."""
-        found = self._check(value)
+        try:
+            found = self._check(value)
+        except RecursionError:
+            return "is nested too deep"
         if found is None:
             return None
         where, what = ".".join(found[:-1]), found[-1]
@@ -75,7 +78,7 @@ class Validator:
                 raise InvalidParams(f"{where}: the keyword {keyword!r} is not understood.")
             try:
                 checks.append(build(self, schema, value, f"{where}.{keyword}", depth + 1))
-            except (TypeError, ValueError, AttributeError, re.error) as error:
+            except (TypeError, ValueError, AttributeError, LookupError, re.error) as error:
                 raise InvalidParams(f"{where}.{keyword} is not well formed: {error}.") from None
         return _all(checks)
 
