@@ -142,9 +142,9 @@ class LiveAttempt:
             outcome = await self._running
         except asyncio.CancelledError:
             current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise  # the lane itself: who cancels it sees to its lease
             if self.ended_by is None:
-                if current is not None and current.cancelling():
-                    raise
                 return _fault(asyncio.CancelledError("nobody had cancelled it"))
             await self._hand_back()
             return None
