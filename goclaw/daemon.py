@@ -141,7 +141,6 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._sids: set[int] = set()
         self._undo = contextlib.AsyncExitStack()
-        self._had_client = False
         self._quiet_since_ms = self.clock.mono_ms()
 
     async def start(self) -> None:
@@ -281,9 +280,8 @@ class Daemon:
 
     def _should_end(self) -> bool:
         connections = self.gateway.connections
-        self._had_client = self._had_client or connections > 0
         if self.embedded:
-            return self._had_client and connections == 0
+            return self.gateway.had_client and connections == 0
         if not self._idle_exit:
             return False
         now = self.clock.mono_ms()

@@ -361,7 +361,9 @@ class Client:
                 for event in page.events:
                     if turn.add(event) and on_event is not None:
                         on_event(event)
-        return turn.result(answer, asks.shown_error(error))
+        record = (await self.task(turn.task_id)).json.get("result") if turn.task_id else None
+        record = record if isinstance(record, dict) else None
+        return turn.result(answer, asks.shown_error(error), record)
 
     # -- the connection -------------------------------------------------------------------------
 

@@ -240,7 +240,11 @@ class SyncClient:
             for event in self.history(turn.session_id):
                 if turn.add(event) and on_event is not None:
                     on_event(event)
-        return turn.result(answer, asks.shown_error(error))
+        return turn.result(answer, asks.shown_error(error), self._record(turn))
+
+    def _record(self, turn: Turn) -> dict[str, Any] | None:
+        found = self.task(turn.task_id).json.get("result") if turn.task_id else None
+        return found if isinstance(found, dict) else None
 
     def prompt(
         self,

@@ -22,6 +22,7 @@ class Turn:
 
     def __init__(self, session_id: str, key: str, run_id: str = "") -> None:
         self.session_id, self.key, self.run_id = session_id, key, run_id
+        self.task_id = ""
         self.whole = False
         """True when the run was seen from its acceptance on."""
         self.state = "QUEUED"
@@ -31,17 +32,13 @@ class Turn:
         self._messages: dict[str, list[str]] = {}
         self._tools: dict[str, dict[str, Any]] = {}
         self._names: dict[str, str] = {}
-        self._approvals: set[str] = set()
+        self.held_up_by = ""
+        """Why it is suspended: approval, sleep, signal:NAME, effect_unknown, nondeterminism."""
 
     @property
     def text(self) -> str:
         """What the brain said: its messages, those that a crash cut off left out."""
         return "\n".join("".join(parts) for parts in self._messages.values())
-
-    @property
-    def is_waiting(self) -> bool:
-        """True while an open question holds the run up."""
-        return bool(self._approvals)
 
     def add(self, event: Event) -> bool:
         """True when the event is the run's."""
@@ -49,6 +46,7 @@ class Turn:
             self.run_id, self.whole = event.run_id, True
         if not self.run_id or event.run_id != self.run_id:
             return False
+        self.task_id = event.task_id
         if event.type == "update":
             self._update(event.body)
         else:
@@ -69,14 +67,11 @@ class Turn:
         body = event.body
         if event.type.startswith("task."):
             self.state = str(body.get("to", self.state))
+            self.held_up_by = str(body.get("reason")) if self.state == "SUSPENDED" else ""
         elif event.type.startswith("effect.") and "name" in body:
             self._names[f"{event.task_id}.{body.get('ordinal')}"] = str(body["name"])
         elif event.type == "message.interrupted":
             self._messages.pop(str(body.get("messageId", "")), None)
-        elif event.type == "approval.opened":
-            self._approvals.add(str(body.get("approvalId")))
-        elif event.type == "approval.resolved":
-            self._approvals.discard(str(body.get("approvalId")))
         elif event.type == "run.ended":
             self._ended = True
             self.state = str(body.get("state", self.state))
@@ -99,17 +94,30 @@ class Turn:
         return ToolUse(str(name or title.split(" ")[0]), str(call.get("status", "")), output)
 
     def result(
-        self, answer: dict[str, Any] | None = None, error: dict[str, Any] | None = None
+        self,
+        answer: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+        record: dict[str, Any] | None = None,
     ) -> PromptResult:
-        """The run as it stands, with the prompt's answer (or the error instead of one)."""
+        """The run as it stands, with the prompt's answer (or the error instead of one).
+
+        ``record``: the result that the task holds; it knows more than the events show.
+        """
         answer = answer or {}
+        text = self.text
+        tools = tuple(self._tool(call_id, call) for call_id, call in self._tools.items())
+        if record is not None:
+            text = str(record.get("text", text))
+            tools = tuple(
+                ToolUse(str(one["name"]), str(one["status"]), one.get("output"))
+                for one in record.get("tools", ())
+            )
         state, stop_reason = self.state, self.stop_reason or answer.get("stopReason")
         if not self._ended and stop_reason is not None:
             state = "CANCELED" if stop_reason == "cancelled" else "SUCCEEDED"
         elif not self._ended and error is not None:
             state = "FAILED"
         return PromptResult(
-            self.session_id, self.run_id, state, stop_reason, self.text,
-            tuple(self._tool(call_id, call) for call_id, call in self._tools.items()),
+            self.session_id, self.run_id, state, stop_reason, text, tools,
             self.error or error, bool(goclaw_meta(answer).get("duplicate")),
         )  # fmt: skip

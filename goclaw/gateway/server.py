@@ -52,6 +52,8 @@ class Gateway:
         self._permits = Permits(services)
         self._throttle = Throttle()
         self._connections: set[Connection] = set()
+        self.had_client = False
+        """True once a client was connected, however briefly."""
         self._unix: asyncio.AbstractServer | None = None
         self._unix_path: Path | None = None
         self._ws: Server | None = None
@@ -184,6 +186,7 @@ class Gateway:
             on_gone=self._connections.discard,
         )
         self._connections.add(connection)
+        self.had_client = True
         return connection
 
     # -- the end -------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""The command line: one verb, its module, its exit code (SPEC 12).
+
+Owns the edge where every error becomes one sentence on stderr and an exit code. A verb's module is
+imported when the verb is used. Not in here: the verbs, the grammar (``grammar.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from goclaw.core.errors import GoclawError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+INTERNAL = 70
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line; the exit code. Never raises, but for ``--help``."""
+    try:
+        return _carry_out(sys.argv[1:] if arguments is None else arguments)
+    except GoclawError as error:
+        _tell(str(error))
+        return error.exit
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has enough; nothing more can be said, not even at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:  # the edge: a fault of ours is one line here and whole in the log
+        where = _keep(error)
+        _tell(f"An internal error: {type(error).__name__}: {error}. {where}")
+        return INTERNAL
+
+
+def _carry_out(arguments: Sequence[str]) -> int:
+    from goclaw.cli.grammar import parse
+
+    options = parse(arguments)
+    module = importlib.import_module(f"goclaw.cli.{options.module}")
+    code: int = getattr(module, options.function)(options)
+    sys.stdout.flush()
+    return code
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(f"goclaw: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _keep(error: Exception) -> str:
+    """Write the traceback to the home's log, when there is a home; what to tell the user."""
+    import traceback
+
+    from goclaw.core.clock import SystemClock, rfc3339
+    from goclaw.core.home import Home
+
+    try:
+        path = Home.locate(None, os.environ).logs / "cli.log"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+    except (OSError, GoclawError):
+        return "Set GOCLAW_HOME to a home to have the details logged."
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{rfc3339(SystemClock().wall_ms())}\n")
+        file.write("".join(traceback.format_exception(error)))
+    return f"The details are in {path}."

@@ -1,0 +1,71 @@
+"""An embedded daemon: the real one, on a thread of this process, for a home nobody holds (U-2).
+
+Owns that thread. Not in here: what the daemon does (``daemon.py``), who talks to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from goclaw.core import config, log
+from goclaw.core.clock import SystemClock
+from goclaw.daemon import Daemon
+
+if TYPE_CHECKING:
+    from goclaw.core.home import Home
+
+__all__ = ["Embedded"]
+
+
+class Embedded:
+    """A daemon that serves the Unix socket until its last client has left."""
+
+    def __init__(self, home: Home, overrides: dict[str, str]) -> None:
+        self._home = home
+        self._config = config.load(home.root, os.environ, overrides)
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self._daemon: Daemon | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="goclaw-embedded", daemon=True)
+
+    def start(self) -> None:
+        """Returns when it is ready; raises what the daemon's start raises."""
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+
+    def is_alive(self) -> bool:
+        """True until it has ended."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Do not wait for its clients; a second call hurries."""
+        if self._loop is not None and self._daemon is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._daemon.request_stop)
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        system_log = log.SystemLog(self._home.logs / "system.jsonl", SystemClock())
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:  # the edge of the thread: start() or join() tells
+            self._failure = error
+        finally:
+            system_log.close()
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._daemon = Daemon(self._home, self._config, embedded=True)
+        await self._daemon.start()
+        self._started.set()
+        await self._daemon.serve_until_stopped()

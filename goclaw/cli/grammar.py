@@ -1,0 +1,168 @@
+"""The grammar of the command line, and what `--help` teaches.
+
+Owns verbs, options and their sentences. Not in here: what a verb does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import goclaw
+from goclaw.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["build", "parse"]
+
+_ABOUT: Final = """\
+goclaw runs agents on your machine so that nothing is lost and nothing happens twice: prompts are on
+disk before they are acknowledged, every tool call is decided on and journaled, and every event can
+be read again.
+
+  goclaw run "/word-count README.md"     one prompt, here and now; no daemon needed
+  goclaw serve                           the daemon: editors, scripts and the network port
+  goclaw acp                             what you enter as the agent's command in an editor
+"""
+_MORE: Final = """\
+what did it do last night?   goclaw task list; goclaw events SESSION
+what may it do, and why?     goclaw policy explain run/direct fs.read ./README.md
+who is waiting for me?       goclaw approvals list
+
+Everything lies in GOCLAW_HOME (default ~/.goclaw). Exit codes: 0 done, 1 failed, 2 usage,
+3 config or policy refused, 4 home in use, 5 database refused, 6 listener failed, 10 denied,
+11 canceled, 12 waits for an approval, 70 internal, 75 the editor stopped reading.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are ours: one sentence and what to do, exit 2."""
+
+    def error(self, message: str) -> NoReturn:
+        text = message[:1].upper() + message[1:]
+        raise UsageError(f"{text}.", hint=f"See `{self.prog} --help`.")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; ``module`` and ``function`` say what carries it out.
+
+    Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0).
+    """
+    return build().parse_args(list(arguments) or ["--help"])
+
+
+def build() -> argparse.ArgumentParser:
+    """The parser; docs/cli.md is written from it."""
+    parser = _Parser(
+        prog="goclaw", description=_ABOUT, epilog=_MORE, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"goclaw {goclaw.__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _work(verbs)
+    _look(verbs)
+    _rules(verbs)
+    return parser
+
+
+def _work(verbs: Any) -> None:
+    serve = _verb(verbs, "serve", "serve", "run the daemon in the foreground until it is stopped")
+    serve.add_argument("--listen", metavar="HOST:PORT", help="where /ws listens; port 0: any free")
+    serve.add_argument("--lanes", metavar="N", help="attempts that run at once")
+    _brain(serve, "the brain of prompts that name none")
+    serve.add_argument(
+        "--idle-exit", action="store_true",
+        help="end after daemon.idle_exit_s without client and work, as `goclaw acp` starts it",
+    )  # fmt: skip
+    run = _verb(verbs, "run", "run", "run one prompt and print its result")
+    run.add_argument("prompt", metavar="PROMPT", help='text, or a command as in "/word-count FILE"')
+    run.add_argument("--session", metavar="ID", help="go on in this session instead of a new one")
+    run.add_argument("--key", metavar="KEY", help="the same key again returns the same run")
+    run.add_argument("--detach", action="store_true", help="print the ids and leave it running")
+    _brain(run, "the brain of a new session: direct, script:FILE, ...")
+    _json(run, "one object per line: each event, then the result")
+    acp = _verb(verbs, "acp", "acp", "speak the Agent Client Protocol on stdin and stdout")
+    _brain(acp, "the brain of new sessions")
+
+
+def _look(verbs: Any) -> None:
+    status = _verb(verbs, "status", "status", "what the daemon is doing")
+    _json(status, "as one object")
+    task = _group(verbs, "task", "tasks: list, show, cancel")
+    listing = _verb(task, "list", "task:list_tasks", "all tasks, newest first")
+    listing.add_argument("--session", metavar="ID", help="of this session only")
+    listing.add_argument(
+        "--state", action="append", default=[], metavar="STATE", help="in this state; repeatable"
+    )
+    _json(listing)
+    show = _verb(task, "show", "task:show_task", "one task with everything known about it")
+    show.add_argument("task", metavar="TASK", help="its id")
+    _json(show, "as one object")
+    cancel = _verb(task, "cancel", "task:cancel", "cancel a task")
+    cancel.add_argument("id", metavar="TASK", help="its id")
+    _json(cancel, "the receipt as one object")
+    short = _verb(verbs, "cancel", "task:cancel", "cancel a task or a run")
+    short.add_argument("id", metavar="ID", help="of a task or a run")
+    _json(short, "the receipt as one object")
+    events = _verb(verbs, "events", "events", "what happened in a session")
+    events.add_argument("session", metavar="SESSION", help="its id; _system: the daemon's own")
+    events.add_argument(
+        "--from", dest="from_event", type=_cursor, default=0, metavar="N", help="after event N"
+    )
+    events.add_argument("--follow", action="store_true", help="and then as it happens")
+    _json(events)
+    approvals = _group(verbs, "approvals", "questions that wait for you: list, answer")
+    waiting = _verb(approvals, "list", "approvals:list_approvals", "open questions, oldest first")
+    waiting.add_argument("--session", metavar="ID", help="of this session only")
+    _json(waiting)
+    answer = _verb(approvals, "answer", "approvals:answer", "answer one; the first answer counts")
+    answer.add_argument("approval", metavar="APPROVAL", help="its id")
+    answer.add_argument("option", metavar="OPTION", help="one of its options, as allow or reject")
+
+
+def _rules(verbs: Any) -> None:
+    policy = _group(verbs, "policy", "what may happen: check, explain, show")
+    check = _verb(policy, "check", "policy:check", "is policy.toml valid? faults with their lines")
+    check.add_argument("file", nargs="?", metavar="FILE", help="another file than the home's")
+    explain = _verb(policy, "explain", "policy:explain", "what would be decided, and why")
+    explain.add_argument("subject", metavar="SUBJECT", help="KIND[/ID][@ORIGIN]: run/direct")
+    explain.add_argument("action", metavar="ACTION", help="as fs.read; docs/policy.md lists them")
+    explain.add_argument("resource", metavar="RESOURCE", help="a path, an address, a name")
+    _json(explain, "the decision as one object")
+    rules = _verb(policy, "show", "policy:show_rules", "the rules and the version of the policy")
+    _json(rules, "one object per rule")
+    skill = _group(verbs, "skill", "tools in a sandbox: list")
+    skills = _verb(skill, "list", "skill:list_skills", "the skills of this home")
+    _json(skills)
+
+
+def _group(verbs: Any, name: str, about: str) -> Any:
+    parser = verbs.add_parser(name, help=about, description=_sentence(about), allow_abbrev=False)
+    return parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+
+def _verb(verbs: Any, name: str, place: str, about: str) -> Any:
+    parser = verbs.add_parser(name, help=about, description=_sentence(about), allow_abbrev=False)
+    module, _, function = place.partition(":")
+    parser.set_defaults(module=module, function=function or module)
+    parser.add_argument("--home", metavar="DIR", help="instead of GOCLAW_HOME or ~/.goclaw")
+    return parser
+
+
+def _brain(parser: Any, about: str) -> None:
+    parser.add_argument("--brain", metavar="NAME", help=about)
+
+
+def _json(parser: Any, about: str = "one object per line") -> None:
+    parser.add_argument("--json", action="store_true", help=about)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def _cursor(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise argparse.ArgumentTypeError(f"{text!r} is no event id: a whole number from 0")
+    return int(text)

@@ -1,0 +1,105 @@
+"""From options to a home and to a client of whoever holds it (U-2).
+
+Owns the choice between the daemon that is there and an embedded one. Not in here: what is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from goclaw.core.home import Home
+
+if TYPE_CHECKING:
+    import argparse
+    import socket
+
+    from goclaw.cli.embedded import Embedded
+    from goclaw.client.blocking import SyncClient
+
+__all__ = ["Place", "brain_name", "home_of", "prepare"]
+
+
+def home_of(options: argparse.Namespace) -> Home:
+    """The home that the options name."""
+    return Home.locate(options.home, os.environ)
+
+
+def prepare(home: Home) -> None:
+    """Make what is missing in the home and say what was made (U-5)."""
+    from goclaw.cli.show import tell
+    from goclaw.core.clock import SystemClock
+    from goclaw.policy import default
+
+    made = [
+        line.removeprefix(f"{home.root}/")
+        for line in home.ensure(default.TEXT, SystemClock().random_bytes)
+    ]
+    if made:
+        tell(f"first start: made {home.root} with {'; '.join(filter(None, made))}")
+
+
+def brain_name(text: str | None) -> str | None:
+    """A brain as the daemon needs it: the file of a script by its absolute path."""
+    if text is not None and text.startswith("script:"):
+        return "script:" + os.path.abspath(text.removeprefix("script:"))
+    return text
+
+
+class Place:
+    """A home with a client on it: of the daemon that is there, else of an embedded one, which ends
+    with its last client. Use it in a ``with``."""
+
+    def __init__(self, home: Home, overrides: dict[str, str] | None = None) -> None:
+        self._home, self._overrides = home, overrides or {}
+        self._embedded: Embedded | None = None
+        self._client: SyncClient | None = None
+
+    def __enter__(self) -> SyncClient:
+        from goclaw.client.blocking import SyncClient
+
+        try:
+            self._client = SyncClient(self._home, reach=self._reach)
+        except BaseException:
+            self._leave()
+            raise
+        return self._client
+
+    def __exit__(self, *_: Any) -> None:
+        if self._client is not None:
+            self._client.close()
+        self._leave()
+
+    def hurry(self) -> None:
+        """Do not wait for other clients of an embedded daemon."""
+        if self._embedded is not None:
+            self._embedded.stop()
+
+    def _leave(self) -> None:
+        if self._embedded is not None:
+            self._embedded.join()
+            self._embedded = None
+
+    def _reach(self) -> socket.socket | None:
+        """A connection to whoever holds the home, or by holding it ourselves.
+
+        None while somebody else starts or ends there.
+        """
+        from goclaw.client.reach import dial
+
+        connection = dial(self._home)
+        if connection is not None:
+            return connection
+        if self._embedded is not None and self._embedded.is_alive():
+            return None
+        from goclaw.cli.embedded import Embedded
+        from goclaw.core.errors import HomeInUse
+
+        prepare(self._home)
+        embedded = Embedded(self._home, self._overrides)
+        try:
+            embedded.start()
+        except HomeInUse:
+            return None
+        self._embedded = embedded
+        return dial(self._home)

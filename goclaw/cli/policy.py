@@ -1,0 +1,137 @@
+"""`goclaw policy check|explain|show`: decided here from the file, so it needs no daemon.
+
+Owns the reading of SUBJECT and how a decision is shown. Not in here: deciding.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from goclaw.cli import show
+from goclaw.cli.place import home_of
+from goclaw.core import limits
+from goclaw.core.clock import SystemClock
+from goclaw.core.decisions import ACTIONS, Context, Origin, ResourceForm, Subject, SubjectKind
+from goclaw.core.errors import PolicyRefused, UsageError
+from goclaw.policy import default, document, pdp
+
+if TYPE_CHECKING:
+    import argparse
+
+    from goclaw.core.home import Home
+
+__all__ = ["check", "explain", "show_rules"]
+
+
+def check(options: argparse.Namespace) -> int:
+    """0 when the file is a policy; else every fault with its line, exit 3."""
+    home = home_of(options)
+    path = Path(options.file) if options.file else home.policy
+    try:
+        policy = _load(home, path)
+    except PolicyRefused as error:
+        for problem in error.data.get("problems", ())[1:]:
+            show.tell(f"{path.name}:{problem['line']}: {problem['message']}")
+        raise
+    print(f"{path}: {len(policy.rules)} rules, version {policy.version}")
+    return 0
+
+
+def show_rules(options: argparse.Namespace) -> int:
+    """The rules in the order of the file."""
+    home = home_of(options)
+    policy = _load(home, home.policy)
+    if options.json:
+        for rule in policy.rules:
+            show.json_line(
+                {
+                    "id": rule.id,
+                    "effect": str(rule.effect),
+                    "actions": list(rule.actions),
+                    "reason": rule.reason,
+                    "line": rule.line,
+                    "policyVersion": policy.version,
+                }
+            )
+        return 0
+    print(f"version {policy.version}")
+    show.table(
+        ("line", "rule", "effect", "actions", "reason"),
+        ((r.line, r.id, r.effect, _short(r.actions), r.reason) for r in policy.rules),
+    )
+    return 0
+
+
+def explain(options: argparse.Namespace) -> int:
+    """What would be decided for a session that works in the present directory."""
+    home = home_of(options)
+    policy = _load(home, home.policy)
+    subject, resource = _subject(options.subject), options.resource
+    action = ACTIONS.get(options.action)
+    if action is None:
+        raise UsageError(
+            f"There is no action {options.action[:80]!r}.", hint=f"Actions: {', '.join(ACTIONS)}."
+        )
+    if action.resource is ResourceForm.PATH:
+        resource = os.path.realpath(resource)
+    clock = SystemClock()
+    explanation = pdp.explain(
+        policy, subject=subject, action=action.name, resource=resource,
+        context=Context(interactive=True, roots=(os.path.realpath("."),)),
+        decision_id=clock.new_id("decision"), at_ms=clock.wall_ms(),
+    )  # fmt: skip
+    decision = explanation.decision
+    if options.json:
+        show.json_line(decision.to_json())
+        return 0
+    print(f"{decision.effect}: {decision.reason}")
+    line = "" if explanation.rule is None else f", line {explanation.rule.line}"
+    print(f"rule {decision.rule_id}{line} of policy {policy.version[:12]}")
+    print(f"{decision.action} {decision.resource} by {subject.kind}/{subject.id}@{subject.origin}")
+    if decision.obligations:
+        print(f"obligations: {', '.join(decision.obligations)}")
+    for near in explanation.near:
+        print(f"did not apply: {near.rule.id} ({near.rule.effect}), for its "
+              f"{' and '.join(near.misses)}")  # fmt: skip
+    return 0
+
+
+def _load(home: Home, path: Path) -> pdp.Policy:
+    """The policy of a file; the default one where the home has none yet."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(limits.POLICY_BYTES_MAX + 1).decode()
+    except FileNotFoundError:
+        if path != home.policy:
+            raise PolicyRefused(f"There is no file {path}.", hint="Check the path.") from None
+        text = default.TEXT
+    except UnicodeDecodeError:
+        raise PolicyRefused(f"{path} is not UTF-8 text.", hint="Save it as UTF-8.") from None
+    except OSError as error:
+        raise PolicyRefused(
+            f"{path} cannot be read: {error.strerror}.", hint="Check the path."
+        ) from None
+    return document.load(text, home=str(home.root), name=str(path))
+
+
+def _subject(text: str) -> Subject:
+    """KIND[/ID][@ORIGIN]; a client comes over the Unix socket, all others from inside."""
+    kind_and_id, _, origin = text.partition("@")
+    kind, _, name = kind_and_id.partition("/")
+    try:
+        found = SubjectKind(kind)
+        usual = Origin.UNIX if found is SubjectKind.CLIENT else Origin.INTERNAL
+        return Subject(found, name or "-", Origin(origin) if origin else usual)
+    except ValueError:
+        kinds, origins = ", ".join(SubjectKind), ", ".join(Origin)
+        raise UsageError(
+            f"{text[:80]!r} is no subject: KIND[/ID][@ORIGIN].",
+            hint=f"Kinds: {kinds}. Origins: {origins}.",
+        ) from None
+
+
+def _short(names: tuple[str, ...]) -> str:
+    text = " ".join(names)
+    return text if len(text) <= 60 else text[:57] + "..."

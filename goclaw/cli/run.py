@@ -1,0 +1,257 @@
+"""`goclaw run PROMPT`: one prompt from here to its result (U-2).
+
+Owns what a person and a pipe see of it, Ctrl-C, and its exit code. Not in here: the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from goclaw.cli import show
+from goclaw.cli.place import Place, brain_name, home_of, prepare
+from goclaw.client import asks
+from goclaw.client.blocking import SyncClient
+from goclaw.core.clock import SystemClock
+from goclaw.core.errors import PolicyDenied, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from goclaw.client.blocking import Prompted
+    from goclaw.client.records import Approval, Event, PromptResult
+
+__all__ = ["run"]
+
+FAILED: Final = 1
+DENIED: Final = PolicyDenied.exit
+CANCELED: Final = 11
+WAITING: Final = 12
+
+_NOT_MADE: Final = ("denied", "rejected")
+
+
+class _Waiting(Exception):
+    """The run waits for somebody who is not here."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the prompt; the exit code says how it ended."""
+    home = home_of(options)
+    if options.session and options.brain:
+        raise UsageError("A session keeps its brain.", hint="Leave out --brain or --session.")
+    if options.detach:
+        prepare(home)
+        with SyncClient(home, start=True) as client:
+            return _detach(client, options)
+    place = Place(home)
+    with place as client:
+        return _Run(client, place, options).carry_out()
+
+
+def _session(client: SyncClient, options: argparse.Namespace, *, interactive: bool) -> str:
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("The present directory is gone.", hint="Go to one that exists.") from None
+    if options.session:
+        return client.ask(asks.resume(options.session, here)).session_id
+    brain = brain_name(options.brain)
+    return client.new_session(
+        here, key=options.key, brain=brain, interactive=interactive
+    ).session_id
+
+
+def _detach(client: SyncClient, options: argparse.Namespace) -> int:
+    session = _session(client, options, interactive=False)
+    prompted = client.submit(options.prompt, session=session, key=options.key)
+    ids = {"sessionId": session, "runId": client.accepted(prompted)}
+    if options.json:
+        show.json_line(ids)
+    else:
+        show.pairs(ids)
+    return 0
+
+
+class _Run:
+    """One run in the foreground."""
+
+    def __init__(self, client: SyncClient, place: Place, options: argparse.Namespace) -> None:
+        self._client, self._place, self._options = client, place, options
+        self._interactive = sys.stdin.isatty() and sys.stderr.isatty() and not options.json
+        self._live = show.is_terminal() and not options.json
+        self._progress = sys.stderr.isatty() and not options.json
+        self._message = ""  # the message that is being written
+        self._column = 0
+        self._said: set[str] = set()
+        self._prompted: Prompted | None = None
+        self._interrupts = 0
+
+    def carry_out(self) -> int:
+        client, options = self._client, self._options
+        if self._interactive:
+            client.on_question = self._question
+        session = _session(client, options, interactive=self._interactive)
+        key = options.key or SystemClock().new_id("key")
+        with self._interruptible(session):
+            prompted = self._prompted = client.submit(options.prompt, session=session, key=key)
+            try:
+                result = client.wait(prompted, self._event)
+            except _Waiting:
+                self._place.hurry()
+                return self._waiting(prompted)
+        return self._ended(result)
+
+    # -- while it runs --------------------------------------------------------------------------
+
+    def _event(self, event: Event) -> None:
+        if self._options.json:
+            show.json_line(event.to_json())
+        elif event.type == "update":
+            self._show_update(event)
+        elif event.type == "message.interrupted" and self._column:
+            self._newline()
+        assert self._prompted is not None
+        held_up_by = self._prompted.turn.held_up_by
+        if held_up_by and held_up_by != "sleep":
+            asked = held_up_by == "approval" and self._interactive
+            if not asked:
+                raise _Waiting
+
+    def _show_update(self, event: Event) -> None:
+        update = event.body
+        if event.update == "agent_message_chunk" and self._live:
+            if update.get("messageId") != self._message and self._column:
+                self._newline()
+            self._message = str(update.get("messageId"))
+            self._write(str((update.get("content") or {}).get("text", "")))
+        elif event.update in ("tool_call", "tool_call_update") and self._progress:
+            title = update.get("title") or update.get("toolCallId")
+            line = f"{title}: {update.get('status', 'pending')}"
+            if line not in self._said:
+                self._said.add(line)
+                if self._column and self._live:
+                    self._newline()
+                print(f"- {show.one_line(line)}", file=sys.stderr, flush=True)
+
+    def _write(self, text: str) -> None:
+        shown = "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
+        sys.stdout.write(shown)
+        sys.stdout.flush()
+        if shown:
+            self._column = 0 if shown.endswith("\n") else 1
+
+    def _newline(self) -> None:
+        self._write("\n")
+
+    def _question(self, approval: Approval) -> str | None:
+        if self._column:
+            self._newline()
+        print(f"May it? {show.one_line(approval.title)}", file=sys.stderr)
+        if approval.reason:
+            print(f"  because {show.one_line(approval.reason)}", file=sys.stderr)
+        for number, (_option_id, name, _kind) in enumerate(approval.options, 1):
+            print(f"  {number}  {show.one_line(name)}", file=sys.stderr)
+        while True:
+            print("Number: ", end="", file=sys.stderr, flush=True)
+            try:
+                text = sys.stdin.readline()
+            except KeyboardInterrupt:
+                text = ""
+            if not text:
+                return None
+            if text.strip().isdecimal() and 1 <= int(text) <= len(approval.options):
+                return approval.options[int(text) - 1][0]
+
+    @contextlib.contextmanager
+    def _interruptible(self, session: str) -> Iterator[None]:
+        """The first Ctrl-C cancels the run, the second one leaves."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+
+        def interrupted(_number: int, _frame: Any) -> None:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                self._place.hurry()
+                raise KeyboardInterrupt
+            os.write(writer, b"!")
+
+        def cancel() -> None:
+            os.read(reader, 1)
+            show.tell("canceling; once more to leave at once")
+            self._client.cancel_turn(session)
+
+        before = signal.signal(signal.SIGINT, interrupted)
+        self._client.wake = (reader, cancel)
+        try:
+            yield
+        finally:
+            self._client.wake = None
+            signal.signal(signal.SIGINT, before)
+            os.close(reader)
+            os.close(writer)
+
+    # -- when it is over ------------------------------------------------------------------------
+
+    def _waiting(self, prompted: Prompted) -> int:
+        held_up_by = prompted.turn.held_up_by
+        session = prompted.turn.session_id
+        text = f"The run waits: {held_up_by}. See `goclaw events {session}`."
+        if held_up_by == "approval":
+            waiting = self._client.approvals(session)
+            commands = [f"`goclaw approvals answer {one.approval_id} allow`" for one in waiting]
+            text = f"The run waits for your yes. Answer it: {' and '.join(commands)}."
+        error = {"code": "waiting", "message": text}
+        result = dataclasses.replace(prompted.turn.result(), error=error)
+        if self._options.json:
+            show.json_line(result.to_json())
+        else:
+            show.tell(text)
+        return WAITING
+
+    def _ended(self, result: PromptResult) -> int:
+        code, error = _verdict(self._options.prompt, result)
+        if self._options.json:
+            show.json_line(dataclasses.replace(result, error=error).to_json())
+            return code
+        if self._live:
+            if self._column:
+                self._newline()
+        elif result.text and (code == 0 or result.error is not None):
+            self._write(result.text if result.text.endswith("\n") else result.text + "\n")
+        if error is not None:
+            show.tell(str(error["message"]))
+        elif code == CANCELED:
+            show.tell("The run was canceled.")
+        return code
+
+
+def _verdict(prompt: str, result: PromptResult) -> tuple[int, dict[str, Any] | None]:
+    """The exit code, and the error that it stands for.
+
+    A command is its one tool: where that failed the command failed, although the turn ended well.
+    """
+    last = result.tools[-1] if result.tools else None
+    if result.state == "CANCELED":
+        return CANCELED, result.error
+    if result.error is not None:
+        denied = result.error.get("code") in (PolicyDenied.code, "approval_rejected")
+        return (DENIED if denied else FAILED), result.error
+    if result.stop_reason == "refusal":
+        return FAILED, {"code": "refusal", "message": "The brain refused."}
+    if last is not None and last.status in _NOT_MADE:
+        return DENIED, _tool_error(last.output, "policy_denied")
+    is_command = prompt.lstrip().startswith("/") and len(result.tools) == 1
+    if last is not None and is_command and last.status != "completed":
+        return FAILED, _tool_error(last.output, "tool_failed")
+    return 0, None
+
+
+def _tool_error(output: Any, code: str) -> dict[str, Any]:
+    found = output if isinstance(output, dict) else {}
+    return {"code": found.get("code", code), "message": str(found.get("error", output))}

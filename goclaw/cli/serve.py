@@ -1,0 +1,32 @@
+"""`goclaw serve`: the daemon in the foreground.
+
+Owns the way from options to a configuration. Not in here: the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from goclaw.cli.place import brain_name, home_of
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["serve"]
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until a signal."""
+    from goclaw import daemon
+    from goclaw.core import config
+
+    home = home_of(options)
+    given = {
+        "queue.lanes": options.lanes,
+        "listen.address": options.listen,
+        "brain.default": brain_name(options.brain),
+    }
+    chosen = {name: text for name, text in given.items() if text is not None}
+    settings = config.load(home.root, os.environ, chosen)
+    return daemon.serve(home, settings, idle_exit=options.idle_exit)

@@ -1,0 +1,53 @@
+"""`goclaw status`: is there a daemon, and what does it do.
+
+Owns how that is shown. Not in here: the figures.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from goclaw.cli import show
+from goclaw.cli.place import home_of
+from goclaw.core.errors import DaemonGone
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["status"]
+
+
+def status(options: argparse.Namespace) -> int:
+    """0 with a daemon that is ready, 1 without."""
+    from goclaw.client.blocking import SyncClient
+
+    home = home_of(options)
+    try:
+        with SyncClient(home) as client:
+            found = client.status()
+    except DaemonGone:
+        if options.json:
+            show.json_line({"ready": False})
+        else:
+            print(f"No daemon is running on {home.root}. Start one with `goclaw serve`.")
+        return 1
+    if options.json:
+        show.json_line(found.json)
+        return 0
+    value = found.json
+    busy = {state: count for state, count in value["tasks"].items() if count}
+    show.pairs(
+        {
+            "home": home.root,
+            "ready": "yes" if found.ready else "no",
+            "version": f"{found.version} ({'native' if found.native else 'pure Python'})",
+            "lanes": f"{value['lanes']['busy']} of {value['lanes']['size']} busy",
+            "tasks": ", ".join(f"{count} {state}" for state, count in busy.items()) or "none",
+            "sessions": value["sessions"],
+            "connections": value["connections"],
+            "policy": value["policyVersion"][:12],
+            "synchronous": value["synchronous"],
+            "database": f"{value['databaseBytes']} bytes",
+        }
+    )
+    return 0 if found.ready else 1
