@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["Committed", "Database", "Event", "database_files", "migrations", "open_database"]
+__all__ = [
+    "Committed",
+    "Database",
+    "Event",
+    "database_files",
+    "migrations",
+    "open_database",
+    "rows",
+]
 
 NAME: Final = "goclaw.db"
 
@@ -86,20 +94,18 @@ def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
             done = 0
         if done == len(shipped):
             return
+        statements = queries.load().statements
         connection = apsw.Connection(str(path), apsw.SQLITE_OPEN_READWRITE)
         try:
             connection.setbusytimeout(limits.BUSY_MS_MAX)
             connection.execute("PRAGMA journal_mode=WAL").fetchall()
             connection.execute("PRAGMA synchronous=FULL").fetchall()
             with connection:
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS migrations "
-                    "(number INTEGER PRIMARY KEY, checksum TEXT NOT NULL)"
-                )
+                connection.execute(statements["ledger_make"])
             for number, checksum, text in shipped[done:]:
                 with connection:
                     connection.execute(text).fetchall()
-                    connection.execute("INSERT INTO migrations VALUES (?, ?)", (number, checksum))
+                    connection.execute(statements["ledger_add"], (number, checksum))
         finally:
             connection.close()
     except (apsw.Error, OSError) as error:
@@ -116,14 +122,13 @@ def _judged(path: Path, shipped: Sequence[tuple[int, str, str]]) -> int:
     log = path.with_name(f"{path.name}-wal")
     how = "mode=ro" if log.exists() else "immutable=1"
     uri = f"{path.absolute().as_uri()}?{how}"
+    statements = queries.load().statements
     reader = apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     try:
         reader.setbusytimeout(limits.BUSY_MS_MAX)
-        tables = {row[0] for row in reader.execute("SELECT name FROM sqlite_schema")}
+        tables = {row[0] for row in reader.execute(statements["tables_read"])}
         ledger = (
-            reader.execute("SELECT number, checksum FROM migrations ORDER BY number").fetchall()
-            if "migrations" in tables
-            else []
+            reader.execute(statements["ledger_read"]).fetchall() if "migrations" in tables else []
         )
     finally:
         reader.close()
@@ -382,7 +387,8 @@ def rows(query: str, found: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
 
 def _columns(query: str) -> list[str]:
     sql = queries.load().queries[query].sql
-    head = re.match(r"SELECT (.*?)\s+FROM ", sql, re.DOTALL)
-    if head is None:
+    head = re.split(r"\sFROM\s", sql, maxsplit=1)[0]
+    if not head.startswith("SELECT "):
         raise ValueError(f"query {query} has no plain column list")
-    return [re.split(r"[.\s]", part.strip())[-1] for part in head[1].split(",")]
+    columns = head.removeprefix("SELECT ").split(",")
+    return [re.split(r"[.\s]", column.strip())[-1] for column in columns]

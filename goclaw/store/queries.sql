@@ -31,6 +31,19 @@ UPDATE writer SET batches = batches + 1;
 -- statement: batch_read
 SELECT batches FROM writer;
 
+-- The ledger of migrations.
+-- statement: tables_read
+SELECT name FROM sqlite_schema;
+
+-- statement: ledger_make
+CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, checksum TEXT NOT NULL);
+
+-- statement: ledger_read
+SELECT number, checksum FROM migrations ORDER BY number;
+
+-- statement: ledger_add
+INSERT INTO migrations (number, checksum) VALUES (?, ?);
+
 -- What every event of a task needs; the condition says which task.
 -- fragment: task condition
 SELECT t.tid, t.sid, t.run_id, t.task_id, t.kind AS task_kind, t.attempt, t.trace, t.state AS was,

@@ -63,6 +63,7 @@ MEETINGS = {
 
 NOUNS = {
     "writer": "goclaw/store/",
+    "open_writer": "goclaw/store/",
     "frame": "goclaw/protocol/",
     "ring": "goclaw/engine/hub.py",
     "rules": "goclaw/policy/",

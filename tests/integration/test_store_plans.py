@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.req("Q-17", "P-1", "I-8")
 
 FROZEN = Path(__file__).parents[1] / "vectors" / "plans.json"
-PATH = ("enqueue", "claim", "claim_sessions", "heartbeat", "append", "complete", "fail", "reclaim")
+PATH = ("enqueue", "claim", "heartbeat", "append", "complete")
 
 # What may be read from end to end, and why.
 SCANS = {
