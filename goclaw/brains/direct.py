@@ -6,6 +6,7 @@ Owns the reading of a command and the showing of its result. Not in here: which 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import TYPE_CHECKING, Any, Final
@@ -65,8 +66,11 @@ def _arguments(tool: Tool, rest: str) -> dict[str, Any] | str:
     usage = f"Write /{tool.name} {tool.hint}."
     if rest.startswith("{") or (not rest and tool.plain_argument is None):
         try:
-            parsed = orjson.loads(rest or "{}")
-        except orjson.JSONDecodeError as error:
+            parsed = json.loads(rest or "{}", parse_constant=_no_number)
+            orjson.dumps(parsed)
+        except TypeError:
+            return "A number beyond 64 bits would be rounded: write the document as a text."
+        except (ValueError, RecursionError) as error:
             if tool.plain_argument is None:
                 return f"The arguments of /{tool.name} are no JSON: {error}. {usage}"
         else:
@@ -89,6 +93,10 @@ def _arguments(tool: Tool, rest: str) -> dict[str, Any] | str:
     if not math.isfinite(number):
         return f"{rest[:80]!r} is no number. {usage}"
     return {name: int(number) if number.is_integer() else number}
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _help(registry: Registry) -> str:

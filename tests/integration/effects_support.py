@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from goclaw.core.decisions import Context, Decision, Subject
-    from goclaw.core.records import Accepted, Runner, Session
+    from goclaw.core.records import Accepted, Runner, Session, ToolSource
 
 HERE = Path(__file__).parent
 CLASSES = tuple(str(kind) for kind in EffectClass)
@@ -168,13 +168,15 @@ class World:
         runner: Runner | None = None,
         policy: str = POLICY,
         open_lanes: bool = True,
+        sources: Sequence[ToolSource] = (),
+        cwd: Path | None = None,
         **queue: Any,
     ) -> None:
-        self.home, self.brain = home, brain
+        self.home, self.brain, self.cwd = home, brain, str(cwd or home)
         self.clock = SystemClock()
         self.tools = SinkTools(socket)
         self.policy = document.load(policy, home=str(home))
-        self.registry = Registry([self.tools])
+        self.registry = Registry([self.tools, *sources])
         self.gate = Gate(self.registry, self.decide)
         self._runner = runner or BrainRunner(self.registry, self.gate)
         self._open_lanes = open_lanes
@@ -222,7 +224,7 @@ class World:
 
     async def session(self, *, interactive: bool = True) -> Session:
         return await self.engine.intake.create_session(
-            cwd=str(self.home), roots=[str(self.home)], brain=self.brain, interactive=interactive,
+            cwd=self.cwd, roots=[self.cwd], brain=self.brain, interactive=interactive,
             key="session",
         )  # fmt: skip
 

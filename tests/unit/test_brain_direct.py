@@ -81,6 +81,10 @@ def test_a_command_is_a_call(
         ("/sleep nan", "'nan' is no number. Write /sleep SECONDS."),
         ("/sleep inf", "'inf' is no number. Write /sleep SECONDS."),
         ("/json-query /a", "/json-query takes a JSON object. Write /json-query {json}."),
+        (
+            f'/json-query {{"pointer": "", "json": {"1" * 30}}}',
+            "A number beyond 64 bits would be rounded: write the document as a text.",
+        ),
         ("/json-query [1]", "/json-query takes a JSON object. Write /json-query {json}."),
     ],
 )
@@ -91,9 +95,10 @@ def test_a_command_that_cannot_be_read_says_how_to_write_it(
 
 
 def test_broken_json_is_named(registry: Registry) -> None:
-    found = parse_command('/json-query {"pointer": }', registry)
-    assert isinstance(found, str)
-    assert found.startswith("The arguments of /json-query are no JSON: ")
+    for rest in ('{"pointer": }', '{"json": NaN}', "{" * 100_000, '{"a":' * 100_000):
+        found = parse_command(f"/json-query {rest}", registry)
+        assert isinstance(found, str)
+        assert found.startswith("The arguments of /json-query are no JSON: ")
 
 
 @pytest.mark.req("B-2")
