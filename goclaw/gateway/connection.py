@@ -10,7 +10,6 @@ Requests begin one after the other, in the order they came; a handler that waits
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -209,7 +208,14 @@ class Connection:
         """Run a coroutine for as long as the connection lives."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # A fault of ours: a client that waits for nothing is better off without us.
+            _log.error("a connection failed", exc_info=task.exception())
+            self.close(1011, "goclaw:internal")
 
     async def _serve(self) -> None:
         while True:
@@ -464,11 +470,13 @@ class Connection:
         self._transport.close(code, reason)
 
     async def finish(self, code: int, reason: str) -> None:
-        """Take no more messages, send what there is to send, close. At most CLOSE_MS_MAX each."""
+        """Take no more messages, send what there is to send, close."""
         self._open = False
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(limits.CLOSE_MS_MAX / 1000):
                 await self.outbox.flushed()
+        except TimeoutError:
+            self._transport.abort()
         self.outbox.stop(SubEvent.SHUTDOWN)
         self._transport.close(code, reason)
         await self.gone.wait()

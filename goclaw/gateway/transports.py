@@ -78,6 +78,9 @@ class Transport(Protocol):
     def close(self, code: int, reason: str) -> None:
         """Say goodbye after what was written; abort after ``limits.CLOSE_MS_MAX``. Idempotent."""
 
+    def abort(self) -> None:
+        """Close now, whatever waits."""
+
 
 def _takes_bytes(transport: asyncio.WriteTransport) -> bool:
     socket = transport.get_extra_info("socket")
@@ -172,6 +175,10 @@ class LineTransport(asyncio.Protocol):
             loop = asyncio.get_running_loop()
             self._closing = loop.call_later(_CLOSE_S, self.stream.abort)
 
+    def abort(self) -> None:
+        """See Transport."""
+        self.stream.abort()
+
 
 class FrameConnection(ServerConnection):
     """The library's connection, which also tells an owner when its transport is full."""
@@ -251,6 +258,10 @@ class FrameTransport:
         if self._closing is None:
             self._reading.set()
             self._closing = asyncio.create_task(self._close(code, reason))
+
+    def abort(self) -> None:
+        """See Transport."""
+        self._connection.transport.abort()
 
     async def _close(self, code: int, reason: str) -> None:
         # The library's own close waits for ever on a full socket.
