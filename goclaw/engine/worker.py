@@ -138,17 +138,17 @@ class LiveAttempt:
     async def _ran(self, runner: Runner) -> Outcome | None:
         """What the runner came to; None when it was stopped and has nothing more to say."""
         self._running = asyncio.ensure_future(self._outcome(runner))
+        current = asyncio.current_task()
         try:
-            outcome = await self._running
+            outcome: Outcome | None = await self._running
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                raise  # the lane itself: who cancels it sees to its lease
-            if self.ended_by is None:
-                return _fault(asyncio.CancelledError("nobody had cancelled it"))
-            await self._hand_back()
-            return None
-        if self.ended_by == "shutdown" and isinstance(outcome, Failed):
+            outcome = None
+        if current is not None and current.cancelling():
+            # The lane itself, whatever the brain made of it: who cancels it sees to its lease.
+            raise asyncio.CancelledError
+        if outcome is None and self.ended_by is None:
+            return _fault(asyncio.CancelledError("nobody had cancelled it"))
+        if outcome is None or (self.ended_by == "shutdown" and isinstance(outcome, Failed)):
             await self._hand_back()  # what a stop broke is no failure (Q-5)
             return None
         return outcome
