@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "NOTIFICATIONS", "attached", "own_session", "session_block"]
 
 _TURN_ENDS: Final = frozenset(str(outcome) for outcome in Outcome)
-# An end that no attempt was left to explain.
-_UNSAID: Final = {
-    "crashes_exhausted": "the daemon ended too often while it ran; `goclaw task show` has the rest"
-}
 _BLOCKS: Final = {"text": ("text",), "resource_link": ("uri", "name"), "resource": ("resource",)}
 
 # -- the handshake -----------------------------------------------------------------------------
@@ -302,7 +298,7 @@ def _turn_result(end: RunEnd, duplicate: bool) -> dict[str, Any] | GoclawError:
     elif end.code in _TURN_ENDS:
         reason = str(end.code)
     else:
-        text = end.message or _UNSAID.get(str(end.code), "it gave no reason")
+        text = end.message or "it gave no reason"
         return InternalError(
             f"The turn failed: {text}", code=end.code or end.state.lower(), state=end.state,
             runId=end.run_id, eventId=end.event_id,

@@ -92,7 +92,7 @@ def test_a_turn_that_outlives_no_daemon_says_so(
     with pytest.raises(RpcError) as failed:
         connection.reply(turn)
     assert failed.value.data["code"] == "crashes_exhausted"
-    assert "ended too often" in failed.value.message
+    assert "ended without a word" in failed.value.message
     again = connection.send("session/prompt", sessionId=session, prompt=block("hello"))
     assert connection.reply(again)["stopReason"] == "end_turn"
     assert judge.findings(connection.end()) == []
