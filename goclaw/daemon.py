@@ -70,7 +70,8 @@ class Policies:
     async def load(self) -> None:
         """Read policy.toml; stored before it is active. PolicyRefused keeps the one in force."""
         text = self._home.policy.read_text("utf-8")
-        policy = document.load(text, home=str(self._home.root))
+        # Tools' paths are resolved before they are decided about; so is the rule's.
+        policy = document.load(text, home=os.path.realpath(self._home.root))
         await self._database.write(
             "policy_put", version=policy.version, text=text, now=self._clock.wall_ms()
         )
@@ -265,6 +266,10 @@ class Daemon:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
+
+    def owner_left(self) -> None:
+        """Whoever embedded the daemon needs it no more: it ends with its last client (U-2)."""
+        self._owner_left = True
 
     async def serve_until_stopped(self) -> None:
         """Serve until ``request_stop``, then stop in good order; everything is closed after."""

@@ -50,7 +50,9 @@ class Embedded:
             self._loop.call_soon_threadsafe(self._daemon.request_stop)
 
     def join(self) -> None:
-        """Wait for its end."""
+        """Leave it: it ends when its last client has left; wait for that."""
+        if self._loop is not None and self._daemon is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._daemon.owner_left)
         self._thread.join()
 
     def _run(self) -> None:
