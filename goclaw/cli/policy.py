@@ -113,7 +113,7 @@ def _load(home: Home, path: Path) -> pdp.Policy:
         raise PolicyRefused(
             f"{path} cannot be read: {error.strerror}.", hint="Check the path."
         ) from None
-    return document.load(text, home=str(home.root), name=str(path))
+    return document.load(text, home=os.path.realpath(home.root), name=str(path))
 
 
 def _subject(text: str) -> Subject:
