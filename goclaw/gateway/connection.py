@@ -120,7 +120,6 @@ class Connection:
         self._reading = True
         self._withdrawn: set[Call] = set()
         self._turns: dict[Call, Turn] = {}
-        self._submitting: dict[int, set[asyncio.Future[Accepted]]] = {}
         self._current: Call | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = True
@@ -318,26 +317,6 @@ class Connection:
         assert self._current is not None
         turn = self._turns[self._current] = Turn(sid, submission)
         return turn
-
-    def submitting(self, sid: int, submission: asyncio.Future[Accepted]) -> None:
-        """A submission is on its way to the disk: a cancel behind it must see it."""
-        pending = self._submitting.setdefault(sid, set())
-        pending.add(submission)
-
-        def done(future: asyncio.Future[Accepted]) -> None:
-            pending.discard(future)
-            if not pending and self._submitting.get(sid) is pending:
-                del self._submitting[sid]
-            if not future.cancelled():
-                future.exception()
-
-        submission.add_done_callback(done)
-
-    async def submitted(self, sid: int) -> None:
-        """Wait until everything this connection submitted to a session is on disk or refused."""
-        pending = self._submitting.get(sid)
-        if pending:
-            await asyncio.wait(tuple(pending))
 
     def _cancel(self, call: Call) -> None:
         """``$/cancel_request``: prompts are cancelled, what has not begun never begins."""

@@ -220,7 +220,7 @@ async def _list(connection: Connection, params: Params) -> Reply:
 async def _close(connection: Connection, params: Params) -> Reply:
     session = await own_session(connection, params)
     engine = connection.engine
-    await connection.submitted(session.sid)
+    await connection.roster.submitted(session.sid)
     receipts = await engine.cancel_session(session, client=None, reason="session/close")
     await engine.intake.change_session(session, closed_at=engine.clock.wall_ms())
     last = max((receipt.event_id or 0 for receipt in receipts), default=0)
@@ -235,8 +235,9 @@ async def _delete(connection: Connection, params: Params) -> Reply:
     except SessionUnknown:
         return Reply({})  # as the standard wants it: gone is gone
     engine = connection.engine
-    await engine.cancel_session(session, client=None, reason="session/delete")
     await engine.intake.change_session(session, deleted_at=engine.clock.wall_ms())
+    await connection.roster.submitted(session.sid)
+    await engine.cancel_session(session, client=None, reason="session/delete")
     engine.forget_session(session.sid)
     return Reply({}, then=lambda: connection.roster.session_gone(session.sid))
 
@@ -277,7 +278,7 @@ async def _prompt(connection: Connection, params: Params) -> Reply | Later:
             trace=params.trace, decision=decision,
         )
     )  # fmt: skip
-    connection.submitting(session.sid, submission)
+    connection.roster.submitting(session.sid, submission)
     connection.open_turn(session.sid, submission)
     return Later(_turn(connection, session, submission))
 
@@ -311,7 +312,7 @@ def _turn_result(end: RunEnd, duplicate: bool) -> dict[str, Any] | GoclawError:
 
 async def _cancel(connection: Connection, params: Params) -> Reply:
     session = await own_session(connection, params)
-    await connection.submitted(session.sid)
+    await connection.roster.submitted(session.sid)
     await connection.engine.cancel_session(session, client=connection.client_id)
     return Reply({})
 

@@ -17,6 +17,7 @@ from goclaw.core import limits
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from goclaw.core.records import Accepted
     from goclaw.store import Event
 
 __all__ = ["Member", "Roster"]
@@ -46,6 +47,7 @@ class Roster:
         self._last_closes: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._resolved: OrderedDict[str, None] = OrderedDict()
         self._background: set[asyncio.Task[None]] = set()
+        self._submitting: dict[int, set[asyncio.Future[Accepted]]] = {}
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run what must outlive its connection."""
@@ -78,6 +80,26 @@ class Roster:
     def was_resolved(self, approval_id: str) -> bool:
         """True when the answer came while somebody was reading the list of open ones."""
         return approval_id in self._resolved
+
+    def submitting(self, sid: int, submission: asyncio.Future[Accepted]) -> None:
+        """A submission is on its way to the disk; it outlives its connection."""
+        pending = self._submitting.setdefault(sid, set())
+        pending.add(submission)
+
+        def done(future: asyncio.Future[Accepted]) -> None:
+            pending.discard(future)
+            if not pending and self._submitting.get(sid) is pending:
+                del self._submitting[sid]
+            if not future.cancelled():
+                future.exception()
+
+        submission.add_done_callback(done)
+
+    async def submitted(self, sid: int) -> None:
+        """Wait until what is on its way to a session is on disk or refused: a cancel must see it."""
+        pending = self._submitting.get(sid)
+        if pending:
+            await asyncio.wait(tuple(pending))
 
     def session_gone(self, sid: int) -> None:
         """Tell every connection."""

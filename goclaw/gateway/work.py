@@ -189,7 +189,7 @@ async def _task_submit(connection: Connection, params: Params) -> Reply | Later:
             decision=decision,
         )
     )
-    connection.submitting(session.sid, submission)
+    connection.roster.submitting(session.sid, submission)
     return Later(_accepted(submission))
 
 

@@ -11,6 +11,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import pytest
+import uvloop
 from websockets.asyncio.client import connect
 
 from goclaw.core import limits
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
     from goclaw.core.records import Attempt, Outcome, Session, Stream
 
-__all__ = ["TOKEN", "Client", "House", "opened", "text"]
+__all__ = ["LOOPS", "OPTED_IN", "TOKEN", "Client", "House", "opened", "text", "wire"]
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 DEADLINE_S = 20
@@ -300,6 +304,14 @@ class Client:
                 self._news.clear()
                 await self._news.wait()
 
+    async def event(self, kind: str) -> dict[str, Any]:
+        """The first event of goclaw's own of that type."""
+        message = await self.wait_for(
+            lambda m: m.get("params", {}).get("event", {}).get("type") == kind
+        )
+        event: dict[str, Any] = message["params"]["event"]
+        return event
+
     async def until_closed(self) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while not self.closed:
@@ -414,3 +426,23 @@ async def opened(
         await gateway.close()
         await engine.stop(0, asyncio.Event())
         database.close()
+
+
+def wire(**options: Any) -> Callable[[Callable[[House], Any]], Callable[..., None]]:
+    """A test of one house, on both event loops; ``options`` as ``opened``."""
+
+    def decorated(test: Callable[[House], Any]) -> Callable[..., None]:
+        @pytest.mark.parametrize("loop", LOOPS)
+        def run(home: Path, loop: str) -> None:
+            async def whole() -> None:
+                async with opened(home, **options) as house:
+                    await test(house)
+
+            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+                runner.run(whole())
+
+        run.__name__, run.__doc__ = test.__name__, test.__doc__
+        run.pytestmark = [*getattr(test, "pytestmark", []), *run.pytestmark]  # type: ignore[attr-defined]
+        return run
+
+    return decorated
