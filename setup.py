@@ -21,12 +21,16 @@ class OptionalBuild(build_ext):
     """A missing compiler costs speed, not the installation; a broken source is never silent."""
 
     def run(self) -> None:
+        """Build; go on without native code only where no compiler works."""
         try:
             super().run()
         except BaseError as error:
             if MODE == "require" or compiler_works(self):
                 raise
-            print(f"goclaw: no working C compiler ({error}); installing the pure build", file=sys.stderr)
+            print(
+                f"goclaw: no working C compiler ({error}); installing the pure build",
+                file=sys.stderr,
+            )
             # setuptools asks for the outputs again when it copies them into the tree
             self.extensions = []
 

@@ -30,7 +30,7 @@ NATIVE: bool = WHY_PURE is None
 
 def open_writer(*arguments: Any, **options: Any) -> Any:
     """A Writer; the native one only if it can speak to apsw's own SQLite, else the twin."""
-    global NATIVE, WHY_PURE, writer  # noqa: PLW0603 - the choice between the builds is made here
+    global NATIVE, WHY_PURE, writer
     if NATIVE:
         try:
             writer.attach()
@@ -38,5 +38,5 @@ def open_writer(*arguments: Any, **options: Any) -> Any:
             from goclaw._pure import writer as twin
 
             NATIVE, WHY_PURE = False, str(error)
-            writer = twin  # type: ignore[misc]
+            writer = twin
     return writer.Writer(*arguments, **options)

@@ -96,7 +96,7 @@ class Roster:
         submission.add_done_callback(done)
 
     async def submitted(self, sid: int) -> None:
-        """Wait until what is on its way to a session is on disk or refused: a cancel must see it."""
+        """Wait until what is on its way is on disk or refused: a cancel must see it."""
         pending = self._submitting.get(sid)
         if pending:
             await asyncio.wait(tuple(pending))

@@ -105,7 +105,7 @@ CLOCKS_ALLOWED = {
 EDGES: dict[str, str] = {
     "goclaw/gateway/connection.py:Connection._answer": "a request gets an answer, come what may",
     "goclaw/skills/wasi.py:Host.enter": "native frames lie above; Sandbox.call raises it again",
-    "goclaw/engine/effects.py:_Entry.carry_out": "a tool's code: its fault leaves the effect unknown",
+    "goclaw/engine/effects.py:_Entry.carry_out": "a tool's fault leaves the effect unknown",
     "goclaw/engine/worker.py:LiveAttempt._outcome": "a brain's code: its fault fails the attempt",
 }
 
