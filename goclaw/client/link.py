@@ -141,7 +141,7 @@ class _Entry:
         self.role = "observer" if params.get("role") == "observer" else "controller"
         self.key = goclaw_meta(params).get("idempotencyKey")
         self.run_id = ""  # of a prompt, once its acceptance was seen
-        self.repeated = False  # sent on an earlier connection too
+        self.repeated = False  # it is older than this connection
         self.cancel = ""  # "turn": session/cancel reached it; "request": $/cancel_request did
 
 
@@ -271,6 +271,8 @@ class Link:
 
     def _open(self) -> None:
         self._state = "open"
+        for entry in self._pending.values():
+            entry.repeated = True
         self._send_pending(self._pending)
         for session in sorted(self._cancels):
             self._send("session/cancel", {"sessionId": session})
@@ -287,7 +289,6 @@ class Link:
         turns = set()
         for entry in sent:
             self._outgoing.append(entry.line)
-            entry.repeated = True
             if entry.cancel == "turn" and entry.session and entry.session not in later:
                 turns.add(entry.session)
         for session in sorted(turns):
@@ -499,9 +500,7 @@ class Link:
         found: list[Incoming] = [Missed(session, error)] if known else []
         for _barrier_id, answered, entry in self._held.pop(session, []):
             found += self._settled(answered, entry)
-        data = error.get("data")
-        if isinstance(data, dict) and type(data.get("headEventId")) is int:
-            self._cursors[session] = data["headEventId"]
+        if known and error.get("code") != SessionUnknown.rpc:
             self._subscribe(session, {})
         return found
 

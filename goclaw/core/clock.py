@@ -6,10 +6,8 @@ event loop, which follow the loop's own clock.
 
 from __future__ import annotations
 
-import datetime
-import secrets
+import os
 import time
-from pathlib import Path
 from typing import Protocol
 
 __all__ = ["Clock", "SystemClock", "boot_id", "rfc3339", "traceparent"]
@@ -49,11 +47,11 @@ class SystemClock:
 
     def random_bytes(self, count: int) -> bytes:
         """See Clock."""
-        return secrets.token_bytes(count)
+        return os.urandom(count)
 
     def random(self) -> float:
         """See Clock."""
-        return secrets.randbelow(1 << 53) / (1 << 53)
+        return (int.from_bytes(os.urandom(7), "big") >> 3) / (1 << 53)
 
     def new_id(self, prefix: str) -> str:
         """See Clock."""
@@ -69,7 +67,8 @@ def ulid(wall_ms: int, entropy: bytes) -> str:
 def boot_id() -> str:
     """The kernel's boot id: another one means every monotonic deadline on disk is over (Q-6)."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
     except OSError:
         # Not Linux: the start of the epoch of the monotonic clock is as good, to the second.
         return f"mono-{int(time.time() - time.monotonic())}"
@@ -77,6 +76,8 @@ def boot_id() -> str:
 
 def rfc3339(wall_ms: int) -> str:
     """RFC 3339 in UTC with milliseconds, as the command line prints times."""
+    import datetime  # here: whoever only starts needs no calendar
+
     moment = datetime.datetime.fromtimestamp(wall_ms / 1000, datetime.UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{wall_ms % 1000:03d}Z"
 
