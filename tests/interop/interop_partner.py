@@ -89,7 +89,7 @@ class Partner:
 
     def open(self, tape: Path, *, command: list[str], env: dict[str, str]) -> Connection:
         """A connection over stdio to ``command``, taped."""
-        tee = [sys.executable, "-I", str(HERE / "interop_recording.py"), str(tape)]
+        tee = [sys.executable, "-I", "-S", str(HERE / "interop_recording.py"), str(tape)]
         return self._open(tape, None, command=[*tee, *command], env=env)
 
     def open_ws(self, tape: Path, *, host: str, port: int, path: str, token: str) -> Connection:

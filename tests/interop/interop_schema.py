@@ -23,6 +23,9 @@ SCHEMA = "@agentclientprotocol/sdk/schema/v1/schema.json"
 # Where the schema leaves a gap that its method names fill.
 CANCEL_REQUEST = "$/cancel_request"
 
+# Requests after which a session's events may come again.
+REPLAYING = ("session/load", "session/resume", "_goclaw/session/subscribe")
+
 CLOSED = {"unevaluatedProperties": False}
 
 
@@ -84,6 +87,7 @@ class _Connection:
         self._own: set[tuple[type, Any]] = set()
         self._faulty = 0  # client messages that deserve an error with a null id
         self._sessions: set[str] = set()
+        self._last: dict[str, int] = {}  # by session: the last event id, or a barrier above it
         self._opted_in = False
 
     def read(self, messages: Iterable[Sent]) -> Iterator[str]:
@@ -112,8 +116,11 @@ class _Connection:
         if message["method"] == "initialize":
             meta = (params.get("clientCapabilities") or {}).get("_meta") or {}
             self._opted_in = bool((meta.get("goclaw") or {}).get("notifications"))
-        if isinstance(params.get("sessionId"), str):
-            self._sessions.add(params["sessionId"])
+        session = params.get("sessionId")
+        if isinstance(session, str):
+            self._sessions.add(session)
+            if message["method"] in REPLAYING:
+                self._last.pop(session, None)
 
     def _agent(self, raw: bytes) -> Iterator[str]:
         try:
@@ -140,6 +147,7 @@ class _Connection:
             if key in self._own:
                 yield f"request id {message['id']!r} a second time"
             self._own.add(key)
+        yield from self._place(params)
         if method.startswith("_"):
             if not self._opted_in:
                 yield f"{method} to a client that did not opt in"
@@ -154,6 +162,18 @@ class _Connection:
             yield why
         elif "sessionId" in params and params["sessionId"] not in self._sessions:
             yield f"{method} of a session that the client does not know yet"
+
+    def _place(self, params: dict[str, Any]) -> Iterator[str]:
+        """Event ids rise, and no event comes after the answer whose barrier is above it (2.2)."""
+        event_id = _event_id(params)
+        if event_id is None:
+            return
+        last = self._last.get(params["sessionId"], 0)
+        if event_id <= last:
+            yield f"event {event_id} after event or barrier {last}"
+        if self._opted_in and last and event_id > last + 1:
+            yield f"event {event_id} right after event {last}"
+        self._last[params["sessionId"]] = event_id
 
     def _answer(self, message: dict[str, Any]) -> Iterator[str]:
         if ("result" in message) == ("error" in message):
@@ -178,6 +198,18 @@ class _Connection:
             yield f"{asked['method']}: {why}"
         if isinstance(result, dict) and isinstance(result.get("sessionId"), str):
             self._sessions.add(result["sessionId"])
+        if asked["method"] == "session/prompt" and (barrier := _event_id(result)) is not None:
+            session = asked["params"]["sessionId"]
+            last = self._last.get(session, 0)
+            if self._opted_in and last < barrier:
+                yield f"an answer of barrier {barrier} after event {last}"
+            self._last[session] = max(last, barrier)
+
+
+def _event_id(value: dict[str, Any]) -> int | None:
+    """``value._meta.goclaw.eventId``."""
+    found = ((value.get("_meta") or {}).get("goclaw") or {}).get("eventId")
+    return found if isinstance(found, int) else None
 
 
 def _key(message_id: object) -> tuple[type, Any]:

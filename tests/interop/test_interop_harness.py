@@ -148,6 +148,47 @@ def test_an_answer_is_held_to_its_method(judge: Judge) -> None:
     assert "'done'" in finding
 
 
+def event(number: int, method: str = "session/update") -> str:
+    meta = {"goclaw": {"eventId": number}}
+    return json.dumps({**SOUND, "method": method, "params": {**SOUND["params"], "_meta": meta}})
+
+
+TURN_ASKED = '{"jsonrpc":"2.0","id":2,"method":"session/prompt","params":{"sessionId":"s1"}}'
+TURN_ENDED = json.dumps(
+    {
+        "jsonrpc": "2.0",
+        "id": 2,
+        "result": {"stopReason": "end_turn", "_meta": {"goclaw": {"eventId": 5}}},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("opted_in", "agent", "words"),
+    [
+        (False, [event(3), event(4), TURN_ENDED, event(6)], ""),
+        (False, [event(3), event(4), event(4)], "event 4 after event or barrier 4"),
+        (False, [event(4), event(3)], "event 3 after event or barrier 4"),
+        (False, [event(4), TURN_ENDED, event(5)], "event 5 after event or barrier 5"),
+        (False, [event(1), event(3)], ""),
+        (True, [event(4), event(5), TURN_ENDED, event(6)], ""),
+        (True, [event(1), event(3)], "event 3 right after event 1"),
+        (True, [event(4), TURN_ENDED], "an answer of barrier 5 after event 4"),
+    ],
+)
+def test_events_out_of_place_are_found(
+    judge: Judge, opted_in: bool, agent: list[str], words: str
+) -> None:
+    hello = greeting()
+    if opted_in:
+        capabilities = b'{"clientCapabilities":{"_meta":{"goclaw":{"notifications":true}}}}'
+        hello[0] = Sent(0, "client", hello[0].raw.replace(b"{}", capabilities))
+    messages = [*hello, *sent("client", TURN_ASKED)]
+    findings = judge.findings([*messages, *(one for raw in agent for one in sent("agent", raw))])
+    assert len(findings) == bool(words)
+    assert all(words in finding for finding in findings)
+
+
 def test_a_fault_is_found_on_the_tape(example: tuple[Partner, Connection], judge: Judge) -> None:
     partner, connection = example
     before = len(partner.complaints())
