@@ -95,7 +95,7 @@ async def running(home: Path, sink: Path, runner: Calls, **queue: Any) -> Any:
 # -- no definite answer (E-3) ----------------------------------------------------------------------
 
 
-@pytest.mark.req("E-3", "E-4", "G-3")
+@pytest.mark.req("E-3", "E-4")
 @pytest.mark.parametrize(
     ("kind", "status", "sent"),
     [
@@ -230,7 +230,7 @@ def test_a_denied_call_is_told_and_never_sent(home: Path, sink: Path) -> None:
     asyncio.run(body())
 
 
-@pytest.mark.req("A-7", "E-1")
+@pytest.mark.req("A-7", "E-1", "G-11")
 @pytest.mark.parametrize(
     ("answer", "status", "sent"), [("allow", "completed", 1), ("reject", "rejected", 0)]
 )
@@ -331,7 +331,7 @@ def test_a_scripts_question_goes_on_only_with_a_yes(home: Path, sink: Path) -> N
 # -- keys (E-4, E-5) -------------------------------------------------------------------------------
 
 
-@pytest.mark.req("E-5", "I-4")
+@pytest.mark.req("E-5", "I-4", "G-5")
 def test_a_designated_key_is_sent_once_and_answered_again(home: Path, sink: Path) -> None:
     arguments = {"n": 1, "key": "order-7"}
 
@@ -519,7 +519,7 @@ def test_a_cancel_interrupts_a_running_call_and_says_what_is_unknown(
     asyncio.run(body())
 
 
-@pytest.mark.req("R-3", "E-3", "Q-5")
+@pytest.mark.req("R-3", "E-3", "Q-5", "G-4")
 def test_a_shutdown_hands_the_task_back_without_spending_a_budget(home: Path, sink: Path) -> None:
     brain = script(home, call("keyed", mode="hang"), {"say": "b"})
 
@@ -589,7 +589,7 @@ def test_the_effects_of_a_task_are_bounded(
 # -- streams (B-3) ---------------------------------------------------------------------------------
 
 
-@pytest.mark.req("B-3", "G-3")
+@pytest.mark.req("B-3", "G-7")
 def test_a_cut_message_is_closed_and_the_retry_opens_a_new_id(home: Path, sink: Path) -> None:
     """The first life ends while the answer streams: after its fifth batch of commits or so."""
     brain = script(home, {"say": "abcdef", "chunks": 6, "delayMs": 40})

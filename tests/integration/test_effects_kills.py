@@ -102,7 +102,7 @@ def test_the_table_is_whole() -> None:
     assert {(kind, point) for kind in CLASSES for point in POINTS} == EXPECTED.keys()
 
 
-@pytest.mark.req("E-1", "E-2", "E-3", "E-4", "I-4", "Q-5", "G-3")
+@pytest.mark.req("E-1", "E-2", "E-3", "E-4", "I-4", "Q-5", "G-5")
 @pytest.mark.parametrize(("form", "kind", "point"), CASES)
 def test_four_kills(
     form: str, kind: str, point: str, home: Path, sink: Path, tally: Counter[str]
