@@ -30,6 +30,7 @@ _LATEST: Final = (
     "available_commands_update",
 )  # fmt: skip
 _FINAL: Final = ("completed", "failed")
+_ENDS: Final = ("task.succeeded", "task.failed", "task.canceled", "task.dead_letter")
 
 
 @dataclass(eq=False, slots=True)
@@ -41,6 +42,7 @@ class _Item:
     task_id: str | None
     update: dict[str, Any]
     texts: list[str] = field(default_factory=list)
+    size: int = 0
     done: bool = False
 
     def finished(self) -> dict[str, Any]:
@@ -63,19 +65,24 @@ class Projection:
         self._by_key: dict[tuple[str, ...], _Item] = {}
         self._announced: set[str] = set()  # tools that left before their end
         self._held_bytes = 0
-        self._run: str | None = None
 
     def feed(self, row: EventRow) -> Iterator[dict[str, Any]]:
-        """Take one stored update; gives the params of what is ready."""
-        _, _, _, _, run_id, task_id, _, _, payload = row
-        update = orjson.loads(payload)
-        if run_id != self._run:
-            self._run = run_id
-            for item in self._items:
-                item.done = item.done or item.key[0] != "tool"
-        self._take(update, run_id, task_id)
-        self._held_bytes += len(payload)
+        """Take one stored event; gives the params of what is ready."""
+        _, kind, name, _, run_id, task_id, _, _, payload = row
+        if kind != EventKind.GOCLAW:
+            self._take(orjson.loads(payload), run_id, task_id).size += len(payload)
+            self._held_bytes += len(payload)
+        elif name in _ENDS:
+            self._settle(task_id)
         yield from self._ready()
+
+    def _settle(self, task_id: str | None) -> None:
+        """The task is over: its messages are whole, and a tool that never ended was stopped."""
+        for item in self._items:
+            if item.task_id == task_id and not item.done:
+                item.done = True
+                if item.key[0] == "tool":
+                    item.update["status"] = "failed"
 
     def finish(self) -> Iterator[dict[str, Any]]:
         """What is left: the unfinished turn's part so far."""
@@ -84,18 +91,17 @@ class Projection:
         self._items.clear()
         self._by_key.clear()
 
-    def _take(self, update: dict[str, Any], run_id: str | None, task_id: str | None) -> None:
-        kind = update.get("sessionUpdate")
+    def _take(self, update: dict[str, Any], run_id: str | None, task_id: str | None) -> _Item:
+        kind = str(update.get("sessionUpdate"))
         if kind in _CHUNKS:
-            self._chunk(kind, update, run_id, task_id)
-        elif kind in ("tool_call", "tool_call_update"):
-            self._tool(update, run_id, task_id)
-        elif kind in _LATEST:
-            key = (str(kind), run_id or "")
-            item = self._open(key, update, run_id, task_id)
+            return self._chunk(kind, update, run_id, task_id)
+        if kind in ("tool_call", "tool_call_update"):
+            return self._tool(update, run_id, task_id)
+        if kind in _LATEST:
+            item = self._open((kind, run_id or ""), update, run_id, task_id)
             item.update = update
-        else:
-            self._open((str(kind), str(id(update))), update, run_id, task_id).done = True
+            return item
+        return self._alone(kind, update, run_id, task_id)
 
     def _open(
         self, key: tuple[str, ...], update: dict[str, Any], run_id: str | None, task_id: str | None
@@ -106,58 +112,65 @@ class Projection:
             self._items.append(item)
         return item
 
+    def _alone(
+        self, kind: str, update: dict[str, Any], run_id: str | None, task_id: str | None
+    ) -> _Item:
+        item = _Item((kind,), run_id, task_id, update, done=True)
+        self._items.append(item)
+        return item
+
     def _chunk(
         self, kind: str, update: dict[str, Any], run_id: str | None, task_id: str | None
-    ) -> None:
-        if kind == "user_message_chunk" and "messageId" not in update and run_id is not None:
-            update = {**update, "messageId": "user_" + run_id.removeprefix("run_")}
+    ) -> _Item:
         content: Any = update.get("content")
-        last = self._items[-1] if self._items else None
         key = (kind, str(update.get("messageId", "")))
-        plain = isinstance(content, dict) and content.keys() == {"type", "text"}
-        if kind == "user_message_chunk" or not plain:
-            # Blocks of a prompt stay apart, and so does what is no plain text.
-            item = _Item(key, run_id, task_id, update, done=True)
-            self._items.append(item)
-            self._by_key.pop(key, None)
-            return
-        if "messageId" not in update and (last is None or last.key != key):
-            self._by_key.pop(key, None)
         for other in self._items:
+            # A message of the same kind is over where another begins.
             if other.key[0] == kind and other.key != key:
                 other.done = True
-        self._open(key, update, run_id, task_id).texts.append(content["text"])
+        if kind == "user_message_chunk":
+            # Blocks of a prompt stay apart, under one id.
+            if "messageId" not in update and run_id is not None:
+                update = {**update, "messageId": "user_" + run_id.removeprefix("run_")}
+            return self._alone(kind, update, run_id, task_id)
+        if not isinstance(content, dict) or content.keys() != {"type", "text"}:
+            self._by_key.pop(key, None)
+            return self._alone(kind, update, run_id, task_id)
+        item = self._open(key, update, run_id, task_id)
+        item.texts.append(content["text"])
+        return item
 
-    def _tool(self, update: dict[str, Any], run_id: str | None, task_id: str | None) -> None:
+    def _tool(self, update: dict[str, Any], run_id: str | None, task_id: str | None) -> _Item:
         call_id = str(update.get("toolCallId"))
         key = ("tool", call_id)
         item = self._by_key.get(key)
-        changes = {name: value for name, value in update.items() if name != "sessionUpdate"}
+        changes = {name: value for name, value in update.items() if value is not None}
+        del changes["sessionUpdate"]
         if "content" in changes:
             changes["content"] = _without_terminals(changes["content"])
         if item is None:
-            known = call_id in self._announced
-            shown = "tool_call_update" if known else "tool_call"
-            item = self._open(key, {"sessionUpdate": shown, "title": call_id}, run_id, task_id)
-            if known:
-                del item.update["title"]
-        item.update |= {name: value for name, value in changes.items() if value is not None}
+            if call_id in self._announced:
+                first = {"sessionUpdate": "tool_call_update"}
+            else:
+                first = {"sessionUpdate": "tool_call", "title": call_id}
+            item = self._by_key[key] = _Item(key, run_id, task_id, first)
+            self._items.append(item)
+        item.update |= changes
         item.done = item.update.get("status") in _FINAL
+        return item
 
     def _ready(self) -> Iterator[dict[str, Any]]:
-        count = 0
-        for item in self._items:
+        while self._items:
+            item = self._items[0]
             if not item.done and self._held_bytes <= limits.HISTORY_BYTES_MAX:
-                break
-            if item.key[0] == "tool" and not item.done:
+                return
+            if item.key[0] == "tool":
                 self._announced.add(item.key[1])
-            yield _params(item)
+            del self._items[0]
+            self._held_bytes -= item.size
             if self._by_key.get(item.key) is item:
                 del self._by_key[item.key]
-            count += 1
-        del self._items[:count]
-        if not self._items:
-            self._held_bytes = 0
+            yield _params(item)
 
 
 def _params(item: _Item) -> dict[str, Any]:
@@ -211,8 +224,7 @@ class History:
             if row[0] > self._until:
                 break
             self._cursor = row[0]
-            if row[1] != EventKind.GOCLAW:
-                found += self._projection.feed(row)
+            found += self._projection.feed(row)
         if not rows or self._cursor >= self._until or rows[-1][0] > self._until:
             self._finished = True
             found += self._projection.finish()
