@@ -147,9 +147,14 @@ def test_a_watch_between_commit_and_delivery_misses_nothing(home: Path) -> None:
         data, cursor = await hub.read(channel, 0, 1 << 20, KINDS_OPTED_IN, lines=True)
         assert (ids(data), cursor) == ([1, 2, 3], 3)
         assert hub.head(session.sid) == 3
-        world.database.deliver()
+        batches = [made for _, _, _, _, made in world.database._writer.drain()]
+        hub.publish(batches[0] + batches[1])
         assert hub.head(session.sid) == 3  # it never goes back
         assert await hub.read(channel, 3, 1 << 20, KINDS_OPTED_IN, lines=True) == (b"", 3)
+        hub.publish(batches[2])
+        assert await hub.read(channel, 3, 1 << 20, KINDS_OPTED_IN, lines=True) == (b"", 3)
+        watch(hub, session, Reader(), 4)
+        assert hub.head(session.sid) == 4  # a later reader has seen more of the disk
         say(world, session, 4)
         world.database.step()
         assert reader.heads[-1] == (session.sid, 4)

@@ -173,6 +173,35 @@ def test_no_wake_up_is_lost(home: Path, seed: int) -> None:
 
 
 @pytest.mark.req("Q-3")
+@pytest.mark.parametrize("last_word", [False, True])
+def test_work_that_comes_behind_a_claim_in_its_batch_is_seen(home: Path, last_word: bool) -> None:
+    """The claim finds nothing, the submission behind it commits with it, the lane hears of both."""
+    house = Home(home, lanes=1)
+
+    async def main(world: World) -> None:
+        session = await world.session()
+        if last_word:
+            await world.tool(session, "first")
+        world.engine.open_lanes()
+        loop = asyncio.get_running_loop()
+        outside, loop.outside = loop.outside, None  # type: ignore[attr-defined]
+        if last_word:
+            outside()  # the claim is on disk, its task ends at once: the end is on its way
+            for _ in range(9):
+                await asyncio.sleep(0)
+        else:
+            await asyncio.sleep(0)
+        task = asyncio.ensure_future(world.tool(session, "work"))
+        await asyncio.sleep(0)
+        loop.outside = outside  # type: ignore[attr-defined]
+        began = world.clock.ns
+        assert await world.ended(await task) == "SUCCEEDED"
+        assert world.clock.ns - began < 1e6
+
+    house.live(main, lanes=False)
+
+
+@pytest.mark.req("Q-3")
 def test_an_idle_engine_does_nothing(home: Path) -> None:
     """One look per lane at the start, one per task, none in between: idle lanes wait."""
     house = Home(home, lanes=8)

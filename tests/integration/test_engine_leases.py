@@ -395,7 +395,7 @@ def test_equal_failures_in_a_row_are_poison(home: Path) -> None:
         (ValueError("boom"), "DEAD_LETTER", "brain_fault"),
         (QueueFull("busy"), "DEAD_LETTER", "queue_full"),
         (PolicyDenied("no"), "FAILED", "policy_denied"),
-        (OSError(2, "no", "na\udcffme"), "DEAD_LETTER", "brain_fault"),
+        (ValueError("na\udcffme"), "DEAD_LETTER", "brain_fault"),
         (RuntimeError("x" * 100_000), "DEAD_LETTER", "brain_fault"),
         (asyncio.CancelledError(), "DEAD_LETTER", "brain_fault"),
         (TimeoutError(), "DEAD_LETTER", "brain_fault"),

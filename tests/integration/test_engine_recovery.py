@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 from engine_support import Home, World, passes, settled
 
@@ -74,6 +75,7 @@ def test_own_leases_are_reclaimed_at_once_and_told(home: Path) -> None:
                 "events_after", sid=task["sid"], cursor=entry["eventId"] - 1, limit=1
             )
             assert events[0][2] == "task.requeued"
+            assert orjson.loads(events[0][8])["reason"] == "daemon_restarted"
         # No lease was waited for: no time has passed.
         house.plays["long"] = done
         world.engine.open_lanes()

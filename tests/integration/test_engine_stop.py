@@ -190,7 +190,9 @@ def test_a_brain_that_will_not_stop_holds_up_nobody(home: Path) -> None:
 
 @pytest.mark.req("R-3", "Q-3")
 @pytest.mark.parametrize("turns", range(6))
-def test_a_stop_during_a_claim_leaves_no_lease(home: Path, turns: int) -> None:
+def test_a_stop_during_a_claim_leaves_no_lease(
+    home: Path, turns: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Wherever the claim is: not submitted, submitted, on disk, or back and not begun."""
     house = Home(home, lanes=3, crash_budget=1)
     house.plays["long"] = forever
@@ -210,6 +212,7 @@ def test_a_stop_during_a_claim_leaves_no_lease(home: Path, turns: int) -> None:
         assert await world.database.read("live_tasks") == []
 
     house.live(main, lanes=False)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.req("Q-3")
