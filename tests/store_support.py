@@ -5,20 +5,19 @@ Owns the reading of a database from outside (dumps, folds, chains). Not in here:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
-import shutil
+import tempfile
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import apsw
 import orjson
 
 from goclaw.core.states import TERMINAL, may
 from goclaw.store import database, queries
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CATALOGUE = queries.load()
 PROGRAMS = list(CATALOGUE.programs.values())
@@ -35,10 +34,18 @@ def writer_of(build: str) -> Any:
     return importlib.import_module(f"goclaw._{'fast' if build == 'native' else 'pure'}.writer")
 
 
+@functools.cache
+def _template() -> bytes:
+    """A migrated file, made once: its flushes are the slow part of a small test."""
+    with tempfile.TemporaryDirectory() as folder:
+        database.open_database(Path(folder)).close()
+        return (Path(folder) / database.NAME).read_bytes()
+
+
 def fresh(folder: Path) -> Path:
     """A migrated database file that nobody holds."""
     path = folder / database.NAME
-    database.open_database(folder).close()
+    path.write_bytes(_template())
     return path
 
 
@@ -314,10 +321,3 @@ def _ready(connection: apsw.Connection) -> None:
             "SELECT ifnull(sum(attempt), 0) FROM tasks WHERE pool = ?", (pool,)
         )
         assert claims == made
-
-
-def copied(template: Path, folder: Path) -> Path:
-    """A copy of a database file that nobody holds."""
-    path = folder / database.NAME
-    shutil.copyfile(template, path)
-    return path

@@ -62,13 +62,16 @@ SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload;
 SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload WHERE <<condition>>;
 
 -- The task that is next in the session's line becomes its head, unless there is one already or the
--- turn is held. Start-time fair queueing: start = max(V[level], finish of the session's last head).
--- fragment: promote
+-- turn is held. Start-time fair queueing: start = max(V[level] - credit, finish of the session's last
+-- claim). A session whose line was not empty while its own task kept it back has one claim of credit,
+-- else V moves past it and it loses a claim each round. At equal start the one goes first that had no
+-- claim during the last round (tie 0).
+-- fragment: promote credit
 -- step: need
 SELECT t.tid AS p_tid, t.pool AS p_pool, t.rank AS p_rank,
-       max(l.v, ifnull(f.finish, 0)) AS p_start, ifnull(f.finish, -1) >= l.v AS p_tie,
-       p.claims AS p_ready_at, l.passed AS p_passed_at,
-       max(l.v, ifnull(f.finish, 0)) + 1048576 / s.weight AS p_finish
+       max(l.v - <<credit>>, ifnull(f.finish, 0)) AS p_start,
+       <<credit>> > 0 OR (ifnull(f.finish, -1) >= l.v AND p.claims - f.served_at < l.round) AS p_tie,
+       p.claims AS p_ready_at, l.passed AS p_passed_at
   FROM sessions AS s
   JOIN tasks AS t ON t.tid = ifnull(
          iif(s.turn IS NULL,
@@ -84,8 +87,6 @@ SELECT t.tid AS p_tid, t.pool AS p_pool, t.rank AS p_rank,
 -- step: run
 INSERT INTO heads (sid, tid, pool, rank, start, tie, ready_at, passed_at)
 VALUES (:sid, :p_tid, :p_pool, :p_rank, :p_start, :p_tie, :p_ready_at, :p_passed_at);
--- step: run
-INSERT OR REPLACE INTO flows (sid, pool, rank, finish) VALUES (:sid, :p_pool, :p_rank, :p_finish);
 
 -- Intents of an attempt that is over. Pure and keyed calls may be sent again; of all others nobody
 -- knows whether they happened (E-3).
@@ -114,7 +115,7 @@ SELECT count(*) FILTER (WHERE state = 'unknown') AS unknown_count,
 -- fragment: terminal
 -- step: run
 UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn) WHERE sid = :sid;
-<<promote>>
+<<promote 1048576>>
 
 -- program: session_new sid_key hash session_id stream_id salt cwd roots brain interactive now
 -- A session, or the one that was made before with the same key.
@@ -197,13 +198,13 @@ SELECT :sid, :key, :hash, :tid, :now WHERE :key IS NOT NULL;
 UPDATE sessions SET open = open + 1 WHERE sid = :sid;
 <<event_when :kind = 'prompt' | 1 | 'run.accepted' | json_object('origin', :origin, 'idempotencyKey', :key)>>
 <<event 1 | 'task.queued' | '{"from":null,"to":"QUEUED","reason":"accepted"}'>>
-<<promote>>
+<<promote 0>>
 
 -- fragment: claim_head
 -- step: expect illegal_transition
 SELECT t.task_id, t.run_id, t.kind, t.attempt + 1 AS attempt, t.max_attempts, t.parallel,
        t.on_unknown, t.trace, t.crashes, t.failures, y.payload, y.key, y.client, y.origin, s.session_id,
-       s.head AS event_id, s.salt, s.link, s.turn
+       s.head AS event_id, s.salt, s.link, s.turn, s.weight
   FROM tasks AS t JOIN task_payloads AS y ON y.tid = t.tid JOIN sessions AS s ON s.sid = t.sid
  WHERE t.tid = :tid AND t.state = 'QUEUED';
 -- step: run
@@ -219,19 +220,27 @@ UPDATE sessions SET turn = :tid WHERE :parallel = 0 AND :turn IS NULL AND sid = 
 <<event 1 | 'task.claimed' | '{"from":"QUEUED","to":"CLAIMED","reason":"claim"}'>>
 <<event 1 | 'task.running' | '{"from":"CLAIMED","to":"RUNNING","reason":"claim"}'>>
 -- step: run
+INSERT OR REPLACE INTO flows (sid, pool, rank, finish, served_at)
+VALUES (:sid, :pool, :rank, :start + 1048576 / :weight, :claims);
+-- step: run
+UPDATE levels SET passed = passed + 1 WHERE pool = :pool AND rank > :rank;
+-- step: run
 UPDATE levels
-   SET v = iif(rank = :rank AND :due = 0, max(v, :start), v), passed = passed + (rank > :rank)
- WHERE pool = :pool AND rank >= :rank;
+   SET v = max(v, :start),
+       round = iif(:start - mark >= 1048576, :claims - mark_at, round),
+       mark_at = iif(:start - mark >= 1048576, :claims, mark_at),
+       mark = iif(:start - mark >= 1048576, :start, mark)
+ WHERE pool = :pool AND rank = :rank AND :due = 0;
 -- step: run
 UPDATE pools SET claims = claims + 1, last_due = :due WHERE pool = :pool;
-<<promote>>
+<<promote 1048576>>
 
 -- program: claim pool owner token lease_until_mono policy_version aging_factor now
 -- The fair pick (Q-8): the most urgent level that is not empty, in virtual-time order, unless a
 -- head below it is due; of due heads the oldest, at most every second claim.
 -- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
 -- step: need
-SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.last_due
+SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.last_due, p.claims
   FROM heads AS h JOIN pools AS p ON p.pool = h.pool
  WHERE h.pool = :pool
  ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
@@ -249,8 +258,9 @@ SELECT h.sid, h.tid, h.rank, h.start, 1 AS due
 -- As claim, but only of the sessions in a JSON list: the embedded daemon of `goclaw run`.
 -- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
 -- step: need
-SELECT h.sid, h.tid, h.rank, h.start, 0 AS due FROM json_each(:sids) AS j
- CROSS JOIN heads AS h ON h.sid = j.value
+SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.claims
+  FROM json_each(:sids) AS j CROSS JOIN heads AS h ON h.sid = j.value
+  JOIN pools AS p ON p.pool = h.pool
  WHERE h.pool = :pool
  ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
 <<claim_head>>
@@ -347,7 +357,7 @@ UPDATE tasks
  WHERE tid = :tid AND state IN ('RETRY_WAIT', 'SUSPENDED');
 -- step: run
 SELECT 'QUEUED' AS state;
-<<promote>>
+<<promote 0>>
 
 -- program: suspend tid token hash reason detail due_mono due_at now
 -- RUNNING to SUSPENDED: the lane is free, the session's turn is held, no budget is spent. What it
@@ -418,7 +428,7 @@ UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn)
  WHERE :state = 'DEAD_LETTER' AND sid = :sid;
 -- step: need
 SELECT 1 WHERE :state <> 'SUSPENDED';
-<<promote>>
+<<promote 0>>
 
 -- program: cancel tid reason now
 -- Any state that is not terminal to CANCELED, exactly once. `was` tells the receipt.
@@ -430,10 +440,6 @@ SELECT end_event AS event_id, NULL AS lease_token FROM tasks
  WHERE :was IN ('SUCCEEDED', 'FAILED', 'CANCELED', 'DEAD_LETTER') AND tid = :tid;
 -- step: run
 SELECT lease_token FROM tasks WHERE tid = :tid;
--- step: run
-UPDATE flows SET finish = (SELECT h.start FROM heads AS h WHERE h.sid = :sid)
- WHERE (sid, pool, rank) = (SELECT h.sid, h.pool, h.rank FROM heads AS h
-                             WHERE h.sid = :sid AND h.tid = :tid);
 -- step: run
 DELETE FROM heads WHERE sid = :sid AND tid = :tid;
 <<orphan_intents>>

@@ -166,6 +166,7 @@ def test_a_program_that_does_not_fit_is_named(
     path: Path, build: str, steps: str, words: str
 ) -> None:
     catalogue = support.queries.parse(f"-- program: p a\n{steps}")
+    gc.collect()
     fds = len(os.listdir("/dev/fd"))
     with pytest.raises(ValueError, match=f"p(, step 1)?: {words}"):
         support.writer_of(build).Writer(

@@ -112,12 +112,12 @@ class Walk:
     far.
     """
 
-    def __init__(self, template: Path, folder: Path, pick: Callable[[Any], Any]) -> None:
+    def __init__(self, folder: Path, pick: Callable[[Any], Any]) -> None:
         self.pick = pick
         self.stores = []
         for build in ("native", "pure"):
             (folder / build).mkdir()
-            path = support.copied(template, folder / build)
+            path = support.fresh(folder / build)
             self.stores.append(support.Store(path, build, batch_max=BATCH))
         self.tasks: dict[int, Task] = {}
         self.turns: dict[int, int | None] = {}
@@ -769,17 +769,12 @@ WALKS = pytest.mark.req(
 )
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return support.fresh(tmp_path_factory.mktemp("template"))
-
-
 @WALKS
 @settings(max_examples=40)
 @given(data=st.data())
-def test_any_walk(template: Path, data: st.DataObject) -> None:
+def test_any_walk(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        walk = Walk(template, Path(folder), lambda found: data.draw(st.sampled_from(found)))
+        walk = Walk(Path(folder), lambda found: data.draw(st.sampled_from(found)))
         try:
             walk.go(30)
         finally:
@@ -787,11 +782,11 @@ def test_any_walk(template: Path, data: st.DataObject) -> None:
 
 
 @WALKS
-def test_long_walks_meet_every_answer(template: Path, tmp_path: Path) -> None:
+def test_long_walks_meet_every_answer(tmp_path: Path) -> None:
     seen: set[tuple[str, str | None]] = set()
     for seed in range(8):
         (tmp_path / str(seed)).mkdir()
-        walk = Walk(template, tmp_path / str(seed), random.Random(seed).choice)
+        walk = Walk(tmp_path / str(seed), random.Random(seed).choice)
         try:
             walk.go(350)
         except BaseException as error:

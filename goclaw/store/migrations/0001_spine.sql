@@ -129,6 +129,9 @@ CREATE TABLE levels (
   pool TEXT NOT NULL,
   rank INTEGER NOT NULL,
   v INTEGER NOT NULL DEFAULT 0,         -- virtual time: start of the level's last claim
+  mark INTEGER NOT NULL DEFAULT 0,      -- v when the present round began
+  mark_at INTEGER NOT NULL DEFAULT 0,   -- claim counter of the pool at that moment
+  round INTEGER NOT NULL DEFAULT 0,     -- claims of the last full round: one of each session
   passed INTEGER NOT NULL DEFAULT 0,    -- claims of more urgent levels so far
   PRIMARY KEY (pool, rank)
 ) WITHOUT ROWID;
@@ -136,7 +139,8 @@ CREATE TABLE flows (
   sid INTEGER NOT NULL,
   pool TEXT NOT NULL,
   rank INTEGER NOT NULL,
-  finish INTEGER NOT NULL,              -- virtual finish of the session's last head in the level
+  finish INTEGER NOT NULL,              -- virtual finish of the session's last claim in the level
+  served_at INTEGER NOT NULL,           -- claim counter of the pool at that claim
   PRIMARY KEY (sid, pool, rank)
 ) WITHOUT ROWID;
 
