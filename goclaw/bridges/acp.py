@@ -40,7 +40,11 @@ def run(
 
     GoclawError when no daemon can be reached or started.
     """
-    return _Bridge(home, clock, brain, stdin, stdout).run()
+    bridge = _Bridge(home, clock, brain, stdin, stdout)
+    try:
+        return bridge.run()
+    finally:
+        bridge.close()
 
 
 class _Bridge:
@@ -75,6 +79,12 @@ class _Bridge:
                 self._serve(descriptor)
             self._settle()
 
+    def close(self) -> None:
+        """Leave the daemon; what runs there goes on."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _verdict(self) -> int | None:
         now = self._clock.mono_ms()
         stalled = self._to_editor and now - self._wrote_ms >= limits.STALL_MS_MAX
@@ -83,9 +93,7 @@ class _Bridge:
             return STALLED
         if self._ended_ms is None:
             return None
-        owing = self._to_editor or self._to_daemon or self._splice.owes_answers
-        if self._socket is None and self._link.waiting:
-            owing = True  # not even sent
+        owing = self._to_editor or self._to_daemon or self._link.is_owed_soon
         return None if owing and now - self._ended_ms < limits.EOF_LINGER_MS else 0
 
     def _patience_ms(self) -> int | None:
@@ -205,9 +213,7 @@ class _Bridge:
         del self._to_daemon[:count]
 
     def _disconnect(self) -> None:
-        assert self._socket is not None
-        self._socket.close()
-        self._socket = None
+        self.close()
         self._to_daemon.clear()
         self._splice.from_daemon(self._link.lost())
         self._splice.restart_histories()

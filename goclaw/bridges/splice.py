@@ -22,7 +22,7 @@ from goclaw.client.link import (
 )
 from goclaw.core import limits
 from goclaw.core.clock import rfc3339
-from goclaw.core.errors import DaemonGone, GoclawError, InvalidRequest, ParseError
+from goclaw.core.errors import DaemonGone, GoclawError, InvalidRequest, ParseError, TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,11 +48,6 @@ class Splice:
         self._histories: dict[str, list[bytes]] = {}  # by session, while session/load runs
         self._history_bytes = 0
 
-    @property
-    def owes_answers(self) -> bool:
-        """True while a request other than a prompt waits: its answer comes soon or never."""
-        return any(method != "session/prompt" for method in self._link.waiting)
-
     # -- from the editor ------------------------------------------------------------------------
 
     def from_editor(self, line: bytes) -> None:
@@ -61,6 +56,9 @@ class Splice:
             message = _read(line)
         except ValueError as error:
             self._refuse(None, ParseError(f"The message is not valid JSON: {error}."))
+            return
+        except TooLarge as error:
+            self._refuse(None, error)
             return
         if not isinstance(message, dict):
             what = "Batches are not part of ACP: send each message alone."
@@ -237,7 +235,7 @@ class Splice:
 def _read(line: bytes) -> object:
     """Strict JSON: what the daemon refuses must not become acceptable by passing through here."""
     if len(line) > limits.FRAME_BYTES_MAX:
-        raise ValueError(f"it is larger than {limits.FRAME_BYTES_MAX} bytes")
+        raise TooLarge(f"A message may have {limits.FRAME_BYTES_MAX} bytes.")
     try:
         value: object = _STRICT.decode(line.decode())
     except RecursionError:

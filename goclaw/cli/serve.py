@@ -5,6 +5,7 @@ Owns the way from options to a configuration. Not in here: the daemon.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ def serve(options: argparse.Namespace) -> int:
     from goclaw.core import config
 
     home = home_of(options)
+    if options.idle_exit:
+        with contextlib.suppress(FileNotFoundError):
+            os.chdir(home.root)  # not in the way of whoever wants to unmount the editor's place
     given = {
         "queue.lanes": options.lanes,
         "listen.address": options.listen,

@@ -197,9 +197,14 @@ class Link:
         return len(self._pending) >= limits.REQUESTS_MAX
 
     @property
-    def waiting(self) -> list[str]:
-        """The methods of the requests without an answer."""
-        return [entry.method for entry in self._pending.values()]
+    def is_waiting(self) -> bool:
+        """True while a request has no answer."""
+        return bool(self._pending)
+
+    @property
+    def is_owed_soon(self) -> bool:
+        """True while a request waits for more than the end of a run that is on disk."""
+        return any(not entry.run_id for entry in self._pending.values())
 
     def is_loading(self, session: str) -> bool:
         """True while a session/load of it has no answer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, Final
@@ -24,8 +25,6 @@ from goclaw.core.errors import (
 )
 
 if TYPE_CHECKING:
-    import subprocess
-
     from goclaw.core.clock import Clock
     from goclaw.core.home import Home
 
@@ -65,7 +64,7 @@ class Starter:
 
     def __init__(self, home: Home, clock: Clock) -> None:
         self._home, self._clock = home, clock
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: int | None = None  # its process id, until its end was seen
         self._begun_ms: int | None = None
         self._next_ms = 0
         self._output_from = 0
@@ -101,9 +100,13 @@ class Starter:
     def _reap(self) -> None:
         if self._child is None:
             return
-        code = self._child.poll()
-        if code is None:
+        try:
+            ended, status = os.waitpid(self._child, os.WNOHANG)
+        except ChildProcessError:  # whoever embeds us collects all children
+            ended, status = self._child, 0
+        if not ended:
             return
+        code = os.waitstatus_to_exitcode(status)
         self._child = None
         self._next_ms = self._clock.mono_ms() + limits.START_AGAIN_MS
         if code == HomeInUse.exit:
@@ -117,31 +120,45 @@ class Starter:
             raise _refusal(code, self._said())
 
     def _spawn(self) -> None:
-        import subprocess
+        output = self._open_output()
+        try:
+            if os.fstat(output).st_size > limits.LOG_FILE_BYTES_MAX:
+                os.ftruncate(output, 0)
+            self._output_from = os.fstat(output).st_size
+            # -P: nothing in the directory of a project may take the place of a module
+            command = [sys.executable, "-P", "-m", "goclaw.cli", "serve", "--idle-exit"]
+            self._child = os.posix_spawn(
+                sys.executable,
+                [*command, "--home", str(self._home.root)],
+                _environment(),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, output, 1),
+                    (os.POSIX_SPAWN_DUP2, output, 2),
+                ],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE],
+            )
+        except OSError as error:
+            raise DaemonGone(
+                f"No daemon can be started with {sys.executable}: {error.strerror}.",
+                hint="Start it by hand with `goclaw serve`.",
+            ) from None
+        finally:
+            os.close(output)
 
+    def _open_output(self) -> int:
         try:
             for folder in (self._home.root, self._home.logs):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            output = os.open(self._output_path, flags, 0o600)
+            return os.open(self._output_path, flags, 0o600)
         except OSError as error:
             raise ConfigRefused(
                 f"{self._output_path} cannot be written: {error.strerror}.",
                 hint="Choose another home with --home or GOCLAW_HOME, or mend its permissions.",
             ) from None
-        try:
-            if os.fstat(output).st_size > limits.LOG_FILE_BYTES_MAX:
-                os.ftruncate(output, 0)
-            self._output_from = os.fstat(output).st_size
-            self._child = subprocess.Popen(
-                # -P: nothing in the directory of a project may take the place of a module
-                [sys.executable, "-P", "-m", "goclaw.cli", "serve", "--idle-exit",
-                 "--home", str(self._home.root)],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self._home.root,
-                start_new_session=True, env=_environment(),
-            )  # fmt: skip
-        finally:
-            os.close(output)
 
     def _said(self) -> str:
         """The last lines of the child that just ended."""

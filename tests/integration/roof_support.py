@@ -36,7 +36,7 @@ class World:
         self.home = Home(folder / "h")
         self.cwd = folder / "w"
         self.cwd.mkdir()
-        self.served: list[subprocess.Popen[str]] = []
+        self.children: list[subprocess.Popen[Any]] = []
 
     @property
     def environ(self) -> dict[str, str]:
@@ -67,16 +67,17 @@ class World:
     def popen(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command line."""
         environ = options.pop("environ", {})
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
+        pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+        child: subprocess.Popen[str] = subprocess.Popen(
             [*GOCLAW, *words], env=self.environ | environ, cwd=self.cwd, text=True,
-            **(pipes | options),
+            **({"stdin": subprocess.DEVNULL} | pipes | options),
         )  # fmt: skip
+        self.children.append(child)
+        return child
 
     def serve(self, *words: str, **environ: str) -> subprocess.Popen[str]:
         """A daemon in the foreground of another process; returns when it says that it is ready."""
         child = self.popen("serve", *words, environ=environ, stderr=subprocess.DEVNULL)
-        self.served.append(child)
         assert child.stdout is not None
         line = child.stdout.readline()
         assert line.startswith("goclaw ready on "), line
@@ -109,11 +110,13 @@ class World:
         """Leave no process behind."""
         with contextlib.suppress(OSError):
             self.end(signal.SIGKILL)
-        for child in self.served:
+        for child in self.children:
             child.kill()
             child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
+            for pipe in (child.stdin, child.stdout, child.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
 
 
 @contextlib.contextmanager
@@ -141,6 +144,7 @@ class Bridge:
             [*GOCLAW, "acp", *words], env=world.environ | (environ or {}), cwd=world.cwd,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+        world.children.append(self.process)
         self.received: list[dict[str, Any]] = []
         self._rest = b""
         self._next_id = 0
@@ -220,8 +224,4 @@ class Bridge:
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
-        code = self.process.wait(DEADLINE_MS / 1000)
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
-        return code
+        return self.process.wait(DEADLINE_MS / 1000)

@@ -624,7 +624,7 @@ def test_what_cannot_be_json_is_refused_before_it_counts() -> None:
     for value in (float("nan"), "\ud800"):
         with pytest.raises(ValueError, match=r".*"):
             link.request("x", {"value": value})
-    assert link.waiting == []
+    assert not link.is_waiting
 
 
 @pytest.mark.req("W-13", "W-3")
@@ -644,3 +644,15 @@ def test_an_answer_waits_for_the_event_that_it_names() -> None:
         found = wire.link.receive(line.encode())
         assert [type(one) for one in found] == [Happened, Answered][:event_id]
     assert not wire.link.is_prompting("s0")
+
+
+@pytest.mark.req("W-13")
+def test_a_prompt_that_is_on_disk_is_not_owed_soon() -> None:
+    wire = greeted(sessions=1)
+    assert not wire.link.is_owed_soon
+    wire.prompt("s0")
+    assert wire.link.is_owed_soon
+    while wire.deliver() or wire.hear():
+        pass
+    assert not wire.link.is_owed_soon
+    assert wire.link.is_waiting

@@ -1,0 +1,310 @@
+"""`goclaw acp` as a process, with the real daemon: starting, ending, refusing, stalling."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from roof_support import CLOCK, DEADLINE_MS, GOCLAW, ROOT, Bridge, World, script_file, world
+
+from goclaw.bridges import acp
+from goclaw.core import limits
+from goclaw.core.home import DaemonRecord, Home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OPTED_IN = {"_meta": {"goclaw": {"version": 1, "notifications": True}}}
+
+
+@pytest.fixture
+def place(home: Path) -> Iterator[World]:
+    with world(home) as made:
+        yield made
+
+
+# -- starting ------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("U-3", "W-13")
+def test_it_starts_a_daemon_that_outlives_it(place: World) -> None:
+    bridge = Bridge(place)
+    greeting = bridge.greet()
+    assert greeting["protocolVersion"] == 1
+    first = place.pid()
+    assert first is not None
+    assert os.getpgid(first) == first != os.getpgid(bridge.process.pid)
+    assert bridge.close() == 0
+    again = Bridge(place)
+    again.greet()
+    assert place.pid() == first
+    assert again.close() == 0
+    assert "ready" in (place.home.logs / "serve.log").read_text()
+
+
+@pytest.mark.req("U-3")
+def test_two_bridges_at_once_share_one_daemon(place: World) -> None:
+    bridges = [Bridge(place) for _ in range(2)]
+    found = {b.greet()["agentCapabilities"]["_meta"]["goclaw"]["bootId"] for b in bridges}
+    assert len(found) == 1
+    assert [bridge.close() for bridge in bridges] == [0, 0]
+
+
+@pytest.mark.req("U-3", "U-5")
+def test_a_daemon_that_cannot_start_is_an_error_in_words(place: World) -> None:
+    place.home.root.mkdir(mode=0o700)
+    place.home.config.write_text("[queue]\nlane = 3\n")
+    bridge = Bridge(place)
+    assert bridge.process.wait(DEADLINE_MS / 1000) == 3
+    assert bridge.process.stdout is not None
+    assert bridge.process.stderr is not None
+    assert bridge.process.stdout.read() == b""
+    err = bridge.process.stderr.read()
+    assert b"Did you mean lanes?" in err
+    assert b"Traceback" not in err
+
+
+def test_a_home_that_cannot_be_made_is_an_error_in_words(place: World) -> None:
+    place.home.root.write_text("a file")
+    done = place.goclaw("acp", code=3)
+    assert "cannot be written" in done.stderr
+
+
+@pytest.mark.req("P-5", "U-3")
+def test_it_imports_little() -> None:
+    """What makes a start slow stays out: no event loop, no WebSocket, no native module."""
+    code = "import sys, goclaw.cli.acp; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    heavy = {"asyncio", "websockets", "orjson", "apsw", "wasmtime", "uvloop", "tomllib", "logging"}
+    heavy |= {"goclaw._fast", "goclaw._pure", "goclaw.core.config", "goclaw.protocol.jsonrpc"}
+    assert not heavy & loaded
+
+
+# -- ending --------------------------------------------------------------------------------------
+
+
+@pytest.mark.req("W-13", "U-3")
+def test_at_the_end_of_input_it_leaves_and_the_turn_goes_on(place: World) -> None:
+    brain = script_file(place.cwd, [{"say": "one"}, {"sleepMs": 200}, {"say": "two"}])
+    bridge = Bridge(place, "--brain", brain)
+    bridge.greet()
+    session = bridge.session(place.cwd)
+    bridge.prompt(session, "go")
+    begun = CLOCK.mono_ms()
+    assert bridge.close() == 0
+    assert CLOCK.mono_ms() - begun < 1000 * slack()
+    again = Bridge(place)
+    again.greet(**OPTED_IN)
+    again.call("_goclaw/session/subscribe", sessionId=session, fromEventId=0)
+    again.wait(lambda m: m.get("params", {}).get("event", {}).get("type") == "run.ended")
+    said = [u["content"]["text"] for u in again.updates("agent_message_chunk")]
+    assert said == ["one", "two"]
+    assert again.close() == 0
+
+
+def slack() -> int:
+    """On a busy machine a second is longer; the bound is tested by its order of magnitude."""
+    return 5
+
+
+@pytest.mark.req("W-13")
+def test_requests_in_a_pipe_are_answered_before_it_leaves(place: World) -> None:
+    place.serve()
+    lines = [
+        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}},
+        {"jsonrpc": "2.0", "id": 2, "method": "session/list", "params": {}},
+    ]
+    done = subprocess.run(
+        [*GOCLAW, "acp"], env=place.environ, cwd=place.cwd, capture_output=True, text=True,
+        input="".join(json.dumps(line) + "\n" for line in lines), timeout=DEADLINE_MS / 1000,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [1, 2]
+
+
+@pytest.mark.req("W-9", "W-13")
+def test_an_editor_that_stops_reading_ends_it(
+    place: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STALL_MS_MAX", 300)
+    steps = [{"say": "x" * 100_000} for _ in range(20)]
+    place.serve("--brain", script_file(place.cwd, steps))
+    editor = Pipes(place.home)
+    editor.say({"id": 1, "method": "initialize", "params": {"protocolVersion": 1}})
+    params: dict[str, Any] = {"cwd": str(place.cwd), "mcpServers": []}
+    editor.say({"id": 2, "method": "session/new", "params": params})
+    session = json.loads(editor.line_with(b'"id":2'))["result"]["sessionId"]
+    params = {"sessionId": session, "prompt": [{"type": "text", "text": "go"}]}
+    editor.say({"id": 3, "method": "session/prompt", "params": params})
+    editor.thread.join(DEADLINE_MS / 1000)
+    assert editor.codes == [acp.STALLED]
+    editor.close()
+
+
+def test_an_editor_that_is_gone_ends_it(place: World) -> None:
+    place.serve()
+    editor = Pipes(place.home)
+    os.close(editor.reader)
+    editor.say({"id": 1, "method": "initialize", "params": {"protocolVersion": 1}})
+    editor.thread.join(DEADLINE_MS / 1000)
+    assert editor.codes == [acp.STALLED]
+    os.close(editor.writer)
+
+
+class Pipes:
+    """The bridge in a thread, between two pipes."""
+
+    def __init__(self, home: Home) -> None:
+        stdin, self.writer = os.pipe()
+        self.reader, stdout = os.pipe()
+        self.codes: list[int] = []
+        self._ends = (stdin, stdout)
+
+        def work() -> None:
+            self.codes.append(acp.run(home, CLOCK, stdin=stdin, stdout=stdout))
+
+        self.thread = threading.Thread(target=work)
+        self.thread.start()
+
+    def say(self, message: dict[str, Any]) -> None:
+        os.write(self.writer, json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    def line_with(self, text: bytes) -> bytes:
+        found = b""
+        while not any(text in line for line in found.split(b"\n")[:-1]):
+            found += os.read(self.reader, 4096)
+        return next(line for line in found.split(b"\n") if text in line)
+
+    def close(self) -> None:
+        for descriptor in (self.reader, self.writer, *self._ends):
+            os.close(descriptor)
+
+
+# -- riding it out -------------------------------------------------------------------------------
+
+
+@pytest.mark.req("U-3", "W-13", "R-3")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_idle_bridge_outlives_its_daemon(place: World, number: signal.Signals) -> None:
+    bridge = Bridge(place)
+    bridge.greet()
+    session = bridge.session(place.cwd)
+    first = place.pid()
+    assert place.end(number)
+    turn = bridge.prompt(session, "hello")
+    assert bridge.answer(turn)["result"]["stopReason"] == "end_turn"
+    assert place.pid() != first
+    assert bridge.close() == 0
+
+
+@pytest.mark.req("W-13", "W-10")
+def test_a_loaded_session_is_told_once_and_goes_on_after_a_crash(place: World) -> None:
+    bridge = Bridge(place)
+    bridge.greet()
+    session = bridge.session(place.cwd)
+    bridge.answer(bridge.prompt(session, "hello"))
+    assert bridge.close() == 0
+    again = Bridge(place)
+    again.greet()
+    again.call("session/load", sessionId=session, cwd=str(place.cwd), mcpServers=[])
+    history = len(again.updates("user_message_chunk"))
+    assert history == 1
+    assert place.end(signal.SIGKILL)
+    turn = again.prompt(session, "and again")
+    assert again.answer(turn)["result"]["stopReason"] == "end_turn"
+    assert len(again.updates("user_message_chunk")) == history
+    assert len(again.updates("agent_message_chunk")) == 2
+    assert again.close() == 0
+
+
+@pytest.mark.req("W-13", "W-6")
+def test_a_megabyte_prompt_goes_through(place: World) -> None:
+    bridge = Bridge(place, "--brain", script_file(place.cwd, [{"say": "read"}], match="."))
+    bridge.greet()
+    session = bridge.session(place.cwd)
+    params = {"sessionId": session, "prompt": [{"type": "text", "text": "é" * 3_000_000}]}
+    message = {"jsonrpc": "2.0", "id": "big", "method": "session/prompt", "params": params}
+    bridge.write(json.dumps(message, ensure_ascii=False).encode())
+    assert bridge.answer("big")["result"]["stopReason"] == "end_turn"
+    assert bridge.close() == 0
+
+
+@pytest.mark.req("W-8", "W-13", "A-7")
+def test_a_question_outlives_the_daemon(place: World) -> None:
+    brain = script_file(place.cwd, [{"ask": "Really?"}, {"say": "Done."}])
+    bridge = Bridge(place, "--brain", brain)
+    bridge.greet()
+    session = bridge.session(place.cwd)
+    turn = bridge.prompt(session, "go")
+    asked = bridge.wait(lambda m: m.get("method") == "session/request_permission")
+    assert place.end(signal.SIGKILL)
+    # the next daemon asks again; to the editor it is the same question
+    listing = bridge.call("session/list")
+    assert listing["sessions"]
+    outcome = {"outcome": "selected", "optionId": "allow"}
+    bridge.say({"id": asked["id"], "result": {"outcome": outcome}})
+    assert bridge.answer(turn)["result"]["stopReason"] == "end_turn"
+    questions = [m for m in bridge.received if m.get("method") == "session/request_permission"]
+    assert len(questions) == 1
+    assert bridge.updates("agent_message_chunk")[-1]["content"]["text"] == "Done."
+    assert bridge.close() == 0
+
+
+@pytest.mark.req("W-13", "Q-11")
+def test_a_cancel_reaches_a_turn_over_a_crash(place: World) -> None:
+    bridge = Bridge(place, "--brain", script_file(place.cwd, [{"sleepMs": 600_000}]))
+    bridge.greet()
+    session = bridge.session(place.cwd)
+    turn = bridge.prompt(session, "go")
+    assert place.end(signal.SIGKILL)
+    bridge.say({"method": "session/cancel", "params": {"sessionId": session}})
+    assert bridge.answer(turn)["result"]["stopReason"] == "cancelled"
+    assert bridge.close() == 0
+
+
+# -- a daemon that does not behave ---------------------------------------------------------------
+
+
+@pytest.mark.req("U-3", "I-5")
+def test_daemons_that_say_nothing_are_given_up(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound on the reconnects of a daemon that dies of what it is told."""
+    monkeypatch.setattr(limits, "POLL_MS", 1)
+    place = Home(home / "h")
+    place.run.mkdir(parents=True)
+    path = place.run / "goclaw.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        place.write_daemon_json(DaemonRecord(os.getpid(), "b", "d", "0", None, str(path)))
+        stdin, writer = os.pipe()
+        os.write(writer, b'{"jsonrpc":"2.0","id":1,"method":"initialize"}\n')
+        failures: list[Exception] = []
+
+        def work() -> None:
+            try:
+                acp.run(place, CLOCK, stdin=stdin, stdout=writer)
+            except Exception as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        while thread.is_alive():
+            listener.settimeout(0.1)
+            try:
+                listener.accept()[0].close()
+            except TimeoutError:
+                continue
+        assert "in a row ended before they said a word" in str(failures[0])
+        os.close(stdin)
+        os.close(writer)
