@@ -248,7 +248,7 @@ class Daemon:
             "ready": self.ready,
             "version": goclaw.__version__,
             "native": _fast.NATIVE,
-            "nativeDetail": _fast.WHY_PURE or getattr(_fast.writer, "__file__", ""),
+            "nativeDetail": _fast.describe(),
             "pid": os.getpid(),
             "bootId": self.boot_id,
             "daemonId": self.daemon_id,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-__all__ = ["NATIVE", "WHY_PURE", "frame", "open_writer", "ring", "rules", "writer"]
+__all__ = ["NATIVE", "WHY_PURE", "describe", "frame", "open_writer", "ring", "rules", "writer"]
 
 WHY_PURE: str | None = None
 """None when native code runs, else one sentence for `status` and `doctor`."""
@@ -26,6 +26,11 @@ if WHY_PURE is not None:
     from goclaw._pure import frame, ring, rules, writer  # type: ignore[no-redef]
 
 NATIVE: bool = WHY_PURE is None
+
+
+def describe() -> str:
+    """Where the native code lies, or why it does not run."""
+    return WHY_PURE or str(writer.__file__)
 
 
 def open_writer(*arguments: Any, **options: Any) -> Any:

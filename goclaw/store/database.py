@@ -26,6 +26,7 @@ from goclaw.core.errors import (
     StorageFailed,
     error_for_name,
 )
+from goclaw.core.faults import faultpoint
 from goclaw.store import queries
 
 if TYPE_CHECKING:
@@ -253,6 +254,8 @@ class Database:
     def deliver(self) -> int:
         """Resolve what the writer has done; answers how many operations that were."""
         done = self._writer.drain()
+        if done:
+            faultpoint("after_commit")
         events = [event for _, code, _, _, made in done if code is None for event in made]
         try:
             if events:
