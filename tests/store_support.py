@@ -25,7 +25,8 @@ INDEX = {program.name: index for index, program in enumerate(PROGRAMS)}
 OPEN = ("QUEUED", "RUNNING", "RETRY_WAIT", "SUSPENDED")
 BUILDS = ("native", "pure")
 
-# What is on disk is looked at through SQLite: these tests need no flush.
+PROMISED = database._PRAGMAS.format(synchronous="FULL")
+# What is on disk is looked at through SQLite: most tests need no flush.
 QUICK = "PRAGMA synchronous=OFF; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY"
 
 
