@@ -155,7 +155,11 @@ def test_a_foreign_database_is_refused_untouched(tmp_path: Path, schema: str, mo
 
 @pytest.mark.parametrize(
     "content",
-    [b"this is a text file, and quite a long one at that\n" * 100, b"xy", b"SQLite format 3\0" * 64],
+    [
+        b"this is a text file, and quite a long one at that\n" * 100,
+        b"xy",
+        b"SQLite format 3\0" * 64,
+    ],
 )
 def test_what_is_no_database_is_refused_untouched(tmp_path: Path, content: bytes) -> None:
     database_files(tmp_path)[0].write_bytes(content)
