@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from goclaw.client.blocking import Prompted
-    from goclaw.client.records import Approval, Event, PromptResult
+    from goclaw.client.records import Approval, Event, PromptResult, ToolUse
 
 __all__ = ["run"]
 
@@ -245,13 +245,16 @@ def _verdict(prompt: str, result: PromptResult) -> tuple[int, dict[str, Any] | N
     if result.stop_reason == "refusal":
         return FAILED, {"code": "refusal", "message": "The brain refused."}
     if last is not None and last.status in _NOT_MADE:
-        return DENIED, _tool_error(last.output, "policy_denied")
+        return DENIED, _tool_error(last, "policy_denied")
     is_command = prompt.lstrip().startswith("/") and len(result.tools) == 1
     if last is not None and is_command and last.status != "completed":
-        return FAILED, _tool_error(last.output, "tool_failed")
+        return FAILED, _tool_error(last, "tool_failed")
     return 0, None
 
 
-def _tool_error(output: Any, code: str) -> dict[str, Any]:
-    found = output if isinstance(output, dict) else {}
-    return {"code": found.get("code", code), "message": str(found.get("error", output))}
+def _tool_error(tool: ToolUse, code: str) -> dict[str, Any]:
+    found = tool.output if isinstance(tool.output, dict) else {}
+    why = str(found.get("error", tool.output))
+    if tool.status in _NOT_MADE and tool.status not in why:
+        why = f"{tool.name} was {tool.status}: {why}."
+    return {"code": found.get("code", code), "message": why}
