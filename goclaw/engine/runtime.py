@@ -14,7 +14,7 @@ import orjson
 
 from goclaw.core import limits
 from goclaw.core.clock import boot_id
-from goclaw.core.errors import GoclawError, UnknownId
+from goclaw.core.errors import GoclawError, TooLarge, UnknownId
 from goclaw.core.records import Receipt, RunEnd
 from goclaw.core.states import TERMINAL, State
 from goclaw.engine.approvals import Approvals
@@ -93,9 +93,11 @@ class Engine:
         system = await self.intake.system_session()
         self.recovered = await recover(self.database, self.clock, self.config.queue, boot=boot_id())
         if self.recovered:
-            await self.intake.session_event(
-                system, 1, "recovery.report", {"tasks": self.recovered[: limits.EVENTS_PAGE_MAX]}
-            )
+            report = {
+                "count": len(self.recovered),
+                "tasks": self.recovered[: limits.EVENTS_PAGE_MAX],
+            }
+            await self.intake.session_event(system, 1, "recovery.report", report)
 
     def open_lanes(self) -> None:
         """Let timers and lanes go; the last step before the daemon is ready."""
@@ -293,7 +295,12 @@ class Engine:
 
     async def signal(self, run_id: str, name: str, payload: bytes) -> int | None:
         """Give a run a signal; the event id, None when that name had one already (E-9)."""
-        task = await self.task("task_" + run_id.removeprefix("run_"))
+        if len(payload) > limits.PAYLOAD_BYTES_MAX:
+            raise TooLarge(
+                f"A signal has at most {limits.PAYLOAD_BYTES_MAX} bytes.",
+                limit=limits.PAYLOAD_BYTES_MAX, unit="bytes",
+            )  # fmt: skip
+        task = await self.run_task(run_id)
         committed = await self.database.write(
             "signal", tid=task["tid"], name=name, payload=payload, now=self.clock.wall_ms()
         )

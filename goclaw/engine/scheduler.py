@@ -76,7 +76,6 @@ class Scheduler:
         self._lanes: list[asyncio.Task[None]] = []
         self._chores: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._over = asyncio.Event()
         self._claiming: set[bytes] = set()  # tokens of claims that no lane has taken up yet
         self._started: set[tuple[str | None, int]] = set()  # on disk RUNNING, not in live yet
         self.live: dict[tuple[str | None, int], LiveAttempt] = {}
@@ -258,29 +257,32 @@ class Scheduler:
 
     # -- leases --------------------------------------------------------------------------------
 
-    async def _goes_on(self) -> bool:
-        """Wait a third of a lease; False when the scheduler has stopped."""
-        try:
-            async with asyncio.timeout(self._queue.lease_ms / 3000):
-                await self._over.wait()
-        except TimeoutError:
-            return True
-        return False
+    async def _third_of_a_lease(self) -> None:
+        never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await asyncio.wait([never], timeout=self._queue.lease_ms / 3000)
 
     async def _heartbeats(self) -> None:
-        while await self._goes_on():
+        while True:
+            await self._third_of_a_lease()
             await asyncio.gather(*(attempt.heartbeat() for attempt in tuple(self.live.values())))
 
     async def _reclaims(self) -> None:
         """Leases that ran out: of external workers, and of lanes that lost their way."""
-        while await self._goes_on():
+        while True:
+            await self._third_of_a_lease()
             now_mono = self._clock.mono_ms()
             try:
                 expired = await self._database.read(
                     "expired_leases", now_mono=now_mono, limit=limits.READ_ROWS_MAX
                 )
+                # A lane whose heartbeats come late (blocked loop, full disk) is alive.
+                own = {attempt.token for attempt in self.live.values()} | self._claiming
                 await asyncio.gather(
-                    *(self._reclaim(tid, token, now_mono) for tid, token in expired)
+                    *(
+                        self._reclaim(tid, token, now_mono)
+                        for tid, token in expired
+                        if token not in own
+                    )
                 )
             except GoclawError as error:
                 _log.error("reclaim failed", extra={"data": {"error": str(error)}})
@@ -310,9 +312,8 @@ class Scheduler:
         for attempt in tuple(self.live.values()):
             attempt.stop("shutdown")
         await _settled(lanes, limits.CLOSE_MS_MAX, asyncio.Event())
-        self._over.set()
-        for lane in lanes:
-            lane.cancel()
+        for task in (*self._chores, *lanes):
+            task.cancel()
         # What does not end now never will: its lease goes back over its head.
         for token in {*self._claiming, *(attempt.token for attempt in self.live.values())}:
             _log.error("a lane did not end")

@@ -203,7 +203,7 @@ class LiveAttempt:
         due = park.due_ms
         suspend = self._database.bind(
             "suspend", tid=self.task.tid, token=self.token, now=now, reason=park.reason,
-            hash=_digest("suspend", park.reason),
+            hash=_digest(f"suspend\0{park.reason}"),
             detail=None if park.detail is None else orjson.dumps(park.detail).decode(),
             due_mono=None if due is None else mono + due, due_at=None if due is None else now + due,
         )  # fmt: skip
@@ -251,7 +251,7 @@ class LiveAttempt:
         return self._database.bind(
             "complete", tid=self.task.tid, token=self.token, now=self._clock.wall_ms(),
             stop_reason=outcome.stop_reason, result=outcome.result,
-            hash=_digest("complete", outcome.stop_reason, outcome.result),
+            hash=_digest(f"complete\0{outcome.stop_reason}", outcome.result),
         )  # fmt: skip
 
     def _failed(self, outcome: Failed) -> _Part:
@@ -263,7 +263,7 @@ class LiveAttempt:
             message=message, retryable=int(outcome.retryable), fingerprint=outcome.fingerprint,
             poison=self._queue.poison, due_mono=self._clock.mono_ms() + wait_ms,
             due_at=now + wait_ms,
-            hash=_digest("fail", outcome.code, message, str(outcome.retryable)),
+            hash=_digest(f"fail\0{outcome.code}\0{message}\0{outcome.retryable}"),
         )  # fmt: skip
 
     def _backoff_ms(self, retry_after_ms: int | None) -> int:
@@ -299,7 +299,5 @@ def _fault(error: BaseException) -> Failed:
     return Failed("brain_fault", f"{name}: {error}", retryable=True, fingerprint=name)
 
 
-def _digest(*parts: str | bytes) -> bytes:
-    return hashlib.sha256(
-        b"\0".join(part.encode() if isinstance(part, str) else part for part in parts)
-    ).digest()
+def _digest(text: str, data: bytes = b"") -> bytes:
+    return hashlib.sha256(text.encode() + b"\0" + data).digest()

@@ -535,3 +535,53 @@ def test_heartbeats_and_reclaims_outlive_a_disk_that_refuses(home: Path) -> None
         assert house.plays.begun == [(task.task_id, 1)]
 
     house.live(main)
+
+
+@pytest.mark.req("Q-4", "S-7")
+def test_a_disk_that_stands_still_expires_nobody_who_is_alive(home: Path) -> None:
+    """Heartbeats and claims wait in the writer for longer than a lease."""
+    house = Home(home, lanes=2, lease_ms=3_000)
+
+    async def long(attempt: Attempt) -> Outcome:
+        await passes(20_000)
+        return Succeeded()
+
+    house.plays["long"] = long
+
+    async def main(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        session = await world.session()
+        task = await world.tool(session, "long", parallel=True)
+        await passes(1_500)
+        waits = asyncio.ensure_future(world.tool(session, "long", parallel=True))
+        await asyncio.sleep(0)
+        outside, loop.outside = loop.outside, None  # type: ignore[attr-defined]
+        await passes(10_000)
+        loop.outside = outside  # type: ignore[attr-defined]
+        assert await world.ended(task) == "SUCCEEDED"
+        assert await world.ended(await waits) == "SUCCEEDED"
+        assert "task.requeued" not in await world.types(session)
+        assert len(house.plays.begun) == 2
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-4", "S-7")
+def test_an_attempt_whose_heartbeats_come_late_is_alive(home: Path) -> None:
+    """A blocked loop, a full disk: who lives in this process is not reclaimed by it."""
+    house = Home(home, lanes=1, lease_ms=3_000)
+
+    async def long(attempt: Attempt) -> Outcome:
+        await passes(30_000)
+        return Succeeded()
+
+    house.plays["long"] = long
+
+    async def main(world: World) -> None:
+        (heartbeats,) = [one for one in asyncio.all_tasks() if one.get_name() == "heartbeats"]
+        heartbeats.cancel()
+        task = await world.tool(await world.session(), "long")
+        assert await world.ended(task) == "SUCCEEDED"
+        assert house.plays.begun == [(task.task_id, 1)]
+
+    house.live(main)

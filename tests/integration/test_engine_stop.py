@@ -340,3 +340,21 @@ def test_heartbeats_go_on_while_lanes_drain(home: Path) -> None:
         assert house.plays.begun == [(task.task_id, 1)]
 
     house.live(main)
+
+
+@pytest.mark.req("R-3", "S-7")
+def test_a_stop_does_not_wait_for_a_disk_that_stands_still(home: Path) -> None:
+    house = Home(home, lanes=2, lease_ms=3_000)
+    house.plays["long"] = forever
+
+    async def main(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        await world.tool(await world.session(), "long")
+        await settled()
+        loop.outside = None  # type: ignore[attr-defined]
+        await passes(5_000)  # a heartbeat waits
+        began = world.clock.mono_ms()
+        await world.stop(1_000)
+        assert world.clock.mono_ms() - began <= 1_000 + limits.CLOSE_MS_MAX + 1
+
+    house.live(main)

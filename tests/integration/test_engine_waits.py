@@ -9,7 +9,7 @@ import pytest
 from engine_support import Home, World, passes, settled
 
 from goclaw.core import limits
-from goclaw.core.errors import AlreadyResolved, InvalidParams, UnknownId
+from goclaw.core.errors import AlreadyResolved, InvalidParams, TooLarge, UnknownId
 from goclaw.core.records import Call, Done, Succeeded
 from goclaw.core.states import EffectClass
 
@@ -179,6 +179,8 @@ def test_the_first_signal_of_a_name_wins(home: Path) -> None:
         assert (await world.engine.task(task.task_id))["result"] == b"1"
         with pytest.raises(UnknownId):
             await world.engine.signal("run_of_nobody", "go", b"1")
+        with pytest.raises(TooLarge):
+            await world.engine.signal(task.run_id, "go", b"x" * (limits.PAYLOAD_BYTES_MAX + 1))
 
     house.live(main)
 
