@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
 GOCLAW = [sys.executable, "-m", "goclaw"]
-WAIT_S = 30.0
+WAIT_S = 30
+WAIT_MS = WAIT_S * 1000
 
 
 class Daemon:
@@ -69,28 +70,41 @@ class Daemon:
 
     def kill(self) -> str:
         """End the daemon as a power cut would and wait until it is gone; its bootId."""
-        return self._end(signal.SIGKILL)
+        boot = self._end(signal.SIGKILL)
+        self._reap()
+        return boot
 
-    def stop(self) -> None:
-        """Stop it in good order, whoever started it; fine when there is none."""
+    def stop(self, *, hurry: bool = False) -> None:
+        """Stop it in good order, whoever started it; fine when there is none.
+
+        ``hurry``: ask again and again, so that it does not wait for what runs.
+        """
         with contextlib.suppress(FileNotFoundError):
-            self._end(signal.SIGTERM)
+            self._end(signal.SIGTERM, again=hurry)
+        self._reap()
+
+    def _reap(self) -> None:
         if self._child is not None:
             assert self._child.stdout is not None
             self._child.stdout.close()
             self._child.wait(WAIT_S)
+            self._child = None
 
-    def _end(self, number: signal.Signals) -> str:
+    def _end(self, number: signal.Signals, *, again: bool = False) -> str:
         record = self.record
         try:
             watch = os.pidfd_open(record["pid"])
         except ProcessLookupError:
             return str(record["bootId"])
         try:
-            signal.pidfd_send_signal(watch, number)
             poll = select.poll()
             poll.register(watch, select.POLLIN)
-            assert poll.poll(WAIT_S * 1000), "the daemon does not end"
+            for wait_ms in [50] * 20 * again + [WAIT_MS]:
+                signal.pidfd_send_signal(watch, number)
+                if poll.poll(wait_ms):
+                    break
+            else:
+                raise AssertionError("the daemon does not end")
         finally:
             os.close(watch)
         return str(record["bootId"])

@@ -192,14 +192,17 @@ class Connection:
 
     def end(self) -> list[recording.Sent]:
         """Close in good order; all messages of the connection."""
+        self.close()
+        chunks = recording.read_tape(self.tape)
+        return recording.lines(chunks) if self._tee is None else recording.frames(chunks)
+
+    def close(self) -> None:
+        """Close, also what a kill has cut inside a message."""
         self.partner.order("end", conn=self.name)
         last = "closed" if self._tee or self.partner.sdk == "python" else "exit"
         self.wait(lambda events: any(e["event"] == last for e in events))
-        chunks = recording.read_tape(self.tape)
-        if self._tee is None:
-            return recording.lines(chunks)
-        self._tee.close()
-        return recording.frames(chunks)
+        if self._tee is not None:
+            self._tee.close()
 
     @property
     def exit_code(self) -> int | None:

@@ -38,7 +38,9 @@ def daemon() -> Iterator[Daemon]:
         steps.append({"say": f"Step {number}.", "chunks": 2, "delayMs": 5})
         steps.append({"call": "word-count", "args": {"file": str(file)}})
     steps.append({"say": "The end."})
-    (folder / "script.json").write_text(json.dumps([{"match": "go", "steps": steps}]), "utf-8")
+    ask = [{"say": "Well."}, {"ask": "May I?"}, {"say": "Thank you."}]
+    script = [{"match": "go", "steps": steps}, {"match": "ask", "steps": ask}]
+    (folder / "script.json").write_text(json.dumps(script), "utf-8")
     daemon = Daemon(folder / "home", f"script:{folder / 'script.json'}")
     yield daemon
     daemon.stop()
@@ -98,13 +100,89 @@ def test_a_turn_that_outlives_no_daemon_says_so(
     assert judge.findings(connection.end()) == []
 
 
-def begin(partner: Partner, daemon: Daemon, folder: Path) -> tuple[Connection, str, int]:
+@pytest.mark.req("W-8", "W-13", "A-7")
+@pytest.mark.parametrize("sdk", ["typescript", "python"])
+def test_an_open_dialog_stays_open(
+    request: pytest.FixtureRequest, sdk: str, daemon: Daemon, tmp_path: Path, judge: Judge
+) -> None:
+    """The daemon that comes back asks again; the editor's one dialog answers it."""
+    connection, session, turn = begin(request.getfixturevalue(sdk), daemon, tmp_path, "ask")
+    asked = connection.ask(1)["params"]
+    daemon.kill()
+    # answered only once a new daemon has taken the session up: what else is asked waits for that
+    connection.call("session/list")
+    (option,) = [option for option in asked["options"] if option["kind"] == "allow_once"]
+    outcome = {"outcome": "selected", "optionId": option["optionId"]}
+    connection.answer(1, {"outcome": outcome})
+    assert connection.reply(turn)["stopReason"] == "end_turn"
+    said = [
+        update["content"]["text"]
+        for update in updates(connection)
+        if update["sessionUpdate"] == "agent_message_chunk"
+    ]
+    assert said == ["Well.", "Thank you."]
+    assert [event["event"] for event in connection.events].count("ask") == 1
+    assert "unasked" not in [event["event"] for event in connection.events]
+    assert judge.findings(connection.end()) == []
+    assert session
+
+
+@pytest.mark.req("W-13", "R-3")
+def test_a_daemon_that_is_stopped_hands_the_turn_over(
+    typescript: Partner, daemon: Daemon, tmp_path: Path, judge: Judge
+) -> None:
+    """SIGTERM more than once, so that it does not wait for the turn: the next daemon goes on."""
+    connection, _, turn = begin(typescript, daemon, tmp_path)
+    connection.wait(lambda _: finished(connection) >= 2)
+    daemon.stop(hurry=True)
+    assert not replied(connection, turn)
+    assert connection.reply(turn)["stopReason"] == "end_turn"
+    assert finished(connection) == STEPS
+    assert whole_messages(connection) == [f"Step {n}." for n in range(STEPS)] + ["The end."]
+    assert judge.findings(connection.end()) == []
+
+
+@pytest.mark.req("W-10")
+@pytest.mark.parametrize("sdk", ["typescript", "python"])
+def test_a_websocket_client_comes_back(
+    request: pytest.FixtureRequest, sdk: str, daemon: Daemon, tmp_path: Path, judge: Judge
+) -> None:
+    """No bridge: the client sees the loss, connects again and loads; the turn goes on meanwhile."""
+    partner: Partner = request.getfixturevalue(sdk)
+    daemon.start()
+    one, session, turn = talk(dial(partner, daemon, tmp_path / "one"), daemon, "go")
+    kill_after(one, daemon, 3, turn)
+    with pytest.raises(RpcError):  # of the SDK's making: nobody answered
+        one.reply(turn)
+    daemon.start()
+    two = dial(partner, daemon, tmp_path / "two")
+    two.call("initialize", protocolVersion=1, clientCapabilities={})
+    two.call("session/load", sessionId=session, cwd=str(daemon.home.parent), mcpServers=[])
+    two.wait(lambda _: updates(two)[-1]["sessionUpdate"] == "session_info_update")
+    assert len(completed(two)) == STEPS
+    assert whole_messages(two) == [f"Step {n}." for n in range(STEPS)] + ["The end."]
+    assert judge.findings(two.end()) == []
+    one.close()
+
+
+def dial(partner: Partner, daemon: Daemon, tape: Path) -> Connection:
+    host, port = daemon.address
+    return partner.open_ws(tape, host=host, port=port, path="/ws", token=daemon.token)
+
+
+def begin(
+    partner: Partner, daemon: Daemon, folder: Path, text: str = "go"
+) -> tuple[Connection, str, int]:
     """A bridge, a session on it, and the number of the prompt that was sent."""
     connection = partner.open(folder / "tape", command=daemon.bridge, env=daemon.env)
+    return talk(connection, daemon, text)
+
+
+def talk(connection: Connection, daemon: Daemon, text: str) -> tuple[Connection, str, int]:
     connection.call("initialize", protocolVersion=1, clientCapabilities={})
     cwd = str(daemon.home.parent)
     session = str(connection.call("session/new", cwd=cwd, mcpServers=[])["sessionId"])
-    turn = connection.send("session/prompt", sessionId=session, prompt=block("go"))
+    turn = connection.send("session/prompt", sessionId=session, prompt=block(text))
     return connection, session, turn
 
 
@@ -115,16 +193,26 @@ def block(text: str) -> list[dict[str, str]]:
 def kill_after(connection: Connection, daemon: Daemon, tools: int, turn: int) -> str:
     """Kill the daemon once so many tools have finished, in the middle of the turn; its bootId."""
     connection.wait(lambda _: finished(connection) >= tools)
-    assert not [e for e in connection.events if e["event"] == "reply" and e["n"] == turn]
+    assert not replied(connection, turn)
     return daemon.kill()
+
+
+def replied(connection: Connection, turn: int) -> bool:
+    return any(e["event"] == "reply" and e["n"] == turn for e in connection.events)
 
 
 def updates(connection: Connection) -> list[dict[str, Any]]:
     return [params["update"] for params in connection.notes()]
 
 
+def completed(connection: Connection) -> set[str]:
+    """Ids of the tool calls that were seen to complete."""
+    done = [update for update in updates(connection) if update.get("status") == "completed"]
+    return {update["toolCallId"] for update in done}
+
+
 def finished(connection: Connection) -> int:
-    return sum(update.get("status") == "completed" for update in updates(connection))
+    return len(completed(connection))
 
 
 def whole_messages(connection: Connection) -> list[str]:

@@ -365,6 +365,22 @@ def test_list_and_close(open_editor: Callable[..., Editor], folder: Path) -> Non
     assert one.turn(other, "count") == "end_turn"
 
 
+def test_delete(typescript: Partner, daemon: Daemon, folder: Path, tmp_path: Path) -> None:
+    """The Python SDK has no session/delete."""
+    connection = typescript.open(tmp_path / "tape", command=daemon.bridge, env=daemon.env)
+    editor = Editor(connection, folder)
+    editor.initialize()
+    session = editor.new()
+    assert session in listing(editor)
+    for _ in range(2):
+        assert connection.call("session/delete", sessionId=session) == {}
+    assert session not in listing(editor)
+    with pytest.raises(RpcError) as refused:
+        editor.turn(session, "count")
+    assert refused.value.code == -32002
+    connection.end()
+
+
 def listing(editor: Editor, **query: Any) -> dict[str, dict[str, Any]]:
     """All pages of session/list."""
     found: dict[str, dict[str, Any]] = {}
@@ -407,6 +423,29 @@ def test_a_prompt_of_megabytes(editor: Editor) -> None:
     long = '\u00e9\u4e2d\U0001f600\\"\n' * 200_000
     assert editor.turn(session, "echo" + long) == "end_turn"
     assert editor.text(session) == "echo" + long
+
+
+@pytest.mark.req("W-1")
+def test_blocks_other_than_text(editor: Editor, folder: Path) -> None:
+    """A link, which every agent must take, and an embedded resource, which goclaw advertises."""
+    session = editor.new()
+    uri = (folder / "file.txt").as_uri()
+    blocks = [
+        {"type": "text", "text": "echo "},
+        {"type": "resource_link", "name": "file.txt", "uri": uri},
+        {"type": "resource", "resource": {"uri": uri, "text": " inside"}},
+    ]
+    n = editor.connection.send("session/prompt", sessionId=session, prompt=blocks)
+    assert editor.connection.reply(n)["stopReason"] == "end_turn"
+    assert editor.text(session) == f"echo {uri} inside"
+
+
+def test_a_server_that_cannot_start_is_no_obstacle(editor: Editor, folder: Path) -> None:
+    server = {"name": "none", "command": "/nowhere/server", "args": [], "env": []}
+    result = editor.connection.call("session/new", cwd=str(folder), mcpServers=[server])
+    (skipped,) = result["_meta"]["goclaw"]["mcpSkipped"]
+    assert skipped["name"] == "none"
+    assert editor.turn(result["sessionId"], "count") == "end_turn"
 
 
 @pytest.mark.req("W-6", "E-6")
