@@ -33,7 +33,7 @@ def check(options: argparse.Namespace) -> int:
         policy = _load(home, path)
     except PolicyRefused as error:
         for problem in error.data.get("problems", ())[1:]:
-            show.tell(f"{path.name}:{problem['line']}: {problem['message']}")
+            show.tell(f"{path} line {problem['line']}: {problem['message']}")
         raise
     print(f"{path}: {len(policy.rules)} rules, version {policy.version}")
     return 0

@@ -16,6 +16,7 @@ from goclaw.cli import show
 from goclaw.cli.place import Place, brain_name, home_of, prepare
 from goclaw.client import asks
 from goclaw.client.blocking import SyncClient
+from goclaw.core import limits
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import PolicyDenied, UsageError
 
@@ -45,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
     home = home_of(options)
     if options.session and options.brain:
         raise UsageError("A session keeps its brain.", hint="Leave out --brain or --session.")
+    if options.key is not None and not 1 <= len(options.key) <= limits.KEY_CHARS_MAX:
+        raise UsageError(f"--key takes 1 to {limits.KEY_CHARS_MAX} characters.")
     if options.detach:
         prepare(home)
         with SyncClient(home, start=True) as client:

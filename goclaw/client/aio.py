@@ -24,7 +24,7 @@ from goclaw.core.home import Home
 from goclaw.protocol.lines import LineSplitter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -154,7 +154,7 @@ class Client:
         self._sending = asyncio.Lock()
         self.on_question: Callable[[Approval], Awaitable[str | None]] | None = None
         """Answers session/request_permission with an option's id; None leaves it to others."""
-        self._questions: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         if url is None:
             place = home if isinstance(home, Home) else _locate(home)
             self._name = str(place.root)
@@ -169,6 +169,10 @@ class Client:
                 )
             self._name, self._open = url, _frame_opener(url, token)
             self._gone = DaemonGone(f"Nobody answers on {url[:80]}.", hint="Is the daemon running?")
+        self._lost = DaemonGone(
+            f"The daemon of {self._name} went away and does not come back.",
+            hint="Start it with `goclaw serve`; what was accepted goes on then.",
+        )
 
     async def __aenter__(self) -> Client:
         await self.connect()
@@ -184,13 +188,10 @@ class Client:
 
     async def connect(self) -> None:
         """Connect and introduce ourselves; DaemonGone when nobody is there."""
-        patience_ms = limits.START_MS_MAX if self._start else 0
-        try:
-            await self._connect(patience_ms)
-        except DaemonGone:
-            if self._start:
-                raise
-            raise self._gone from None
+        if self._start:
+            await self._connect(limits.START_MS_MAX, self._lost)
+        else:
+            await self._connect(0, self._gone)
         self._pump = asyncio.create_task(self._pumping(), name="goclaw-client")
         greeting = asks.greeting(self._client_id, goclaw.__version__)
         await self.call("initialize", greeting)
@@ -199,7 +200,7 @@ class Client:
         """Leave; what runs goes on. Twice is fine."""
         if self._pump is not None:
             self._pump.cancel()
-            await asyncio.gather(self._pump, *self._questions, return_exceptions=True)
+            await asyncio.gather(self._pump, *self._tasks, return_exceptions=True)
             self._pump = None
         if self._connection is not None:
             await self._connection.close()
@@ -230,6 +231,7 @@ class Client:
             return await future
         except asyncio.CancelledError:
             self._link.notify("$/cancel_request", {"requestId": request_id})
+            self._later(self._flush())
             raise
         finally:
             self._answers.pop(request_id, None)
@@ -367,17 +369,14 @@ class Client:
 
     # -- the connection -------------------------------------------------------------------------
 
-    async def _connect(self, patience_ms: int) -> None:
+    async def _connect(self, patience_ms: int, failure: GoclawError) -> None:
         until = self._clock.mono_ms() + patience_ms
         while True:
             connection = await self._open()
             if connection is not None:
                 break
             if self._clock.mono_ms() >= until:
-                raise DaemonGone(
-                    f"The daemon of {self._name} went away and does not come back.",
-                    hint="Start it with `goclaw serve`; what was accepted goes on then.",
-                )
+                raise failure
             await _pause(limits.POLL_MS)
         self._connection = connection
         self._link.connected()
@@ -402,7 +401,8 @@ class Client:
         assert self._connection is not None
         await self._connection.close()
         await self._handle_all(self._link.lost())
-        await self._connect(limits.START_MS_MAX if self._start else limits.RECONNECT_MS_MAX)
+        patience_ms = limits.START_MS_MAX if self._start else limits.RECONNECT_MS_MAX
+        await self._connect(patience_ms, self._lost)
 
     async def _flush(self) -> None:
         async with self._sending:
@@ -410,6 +410,11 @@ class Client:
             if lines and self._connection is not None:
                 with contextlib.suppress(OSError):  # the pump notices too, and the link repeats
                     await self._connection.send(lines)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _fail(self, error: GoclawError) -> None:
         for future in self._answers.values():
@@ -435,9 +440,7 @@ class Client:
                 for queue in self._listeners.get(incoming.session, ()):
                     await queue.put(asks.exception(incoming.error))
             elif isinstance(incoming, Asked):
-                task = asyncio.create_task(self._answer(incoming))
-                self._questions.add(task)
-                task.add_done_callback(self._questions.discard)
+                self._later(self._answer(incoming))
             elif isinstance(incoming, Refused):
                 raise asks.exception(incoming.error)
 
