@@ -218,9 +218,15 @@ class Daemon:
             explain_policy=self._explain,
             skills=lambda: [skill.as_listing() for skill in self.catalog],
             request_stop=self.request_stop,
-            on_session=self._sids.add,
+            on_session=self._take_up,
             token=self.home.token(),
         )
+
+    def _take_up(self, sid: int) -> None:
+        """A client came for a session: an embedded daemon runs its tasks too, old ones included."""
+        if self.embedded and sid not in self._sids:
+            self._sids.add(sid)
+            self.engine.look_again()
 
     def _commands(self, _session: Session) -> list[dict[str, Any]]:
         return [

@@ -228,6 +228,8 @@ def test_a_claim_whose_lane_is_cancelled_is_given_back(home: Path, on_disk: bool
         await asyncio.sleep(0)
         loop.outside = None  # type: ignore[attr-defined]
         await world.stop(0)
+        await asyncio.sleep(0)
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("lane")]
         assert house.plays.begun == []
         if on_disk:
             loop.outside = world.database.step  # type: ignore[attr-defined]
