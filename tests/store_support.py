@@ -16,6 +16,7 @@ from typing import Any
 import apsw
 import orjson
 
+from goclaw.core import limits
 from goclaw.core.states import TERMINAL, may
 from goclaw.store import database, queries
 
@@ -50,6 +51,24 @@ def fresh(folder: Path) -> Path:
     return path
 
 
+def writer(
+    path: Path, build: str, programs: list[Any], pragmas: str = QUICK, **options: Any
+) -> Any:
+    """A writer with the bounds that the daemon gives it, but for ``options``; without a thread."""
+    settings: dict[str, Any] = {
+        "batch_max": limits.BATCH_OPERATIONS_MAX,
+        "pending_max": limits.PENDING_OPERATIONS_MAX,
+        "busy_ms_max": limits.BUSY_MS_MAX,
+        "wal_bytes_max": limits.WAL_BYTES_MAX,
+        "checkpoint_bytes": limits.CHECKPOINT_BYTES,
+        "checkpoint_wait_ms": limits.CHECKPOINT_WAIT_MS,
+        "threaded": False,
+    }
+    return writer_of(build).Writer(
+        str(path), programs, CATALOGUE.statements, pragmas, **{**settings, **options}
+    )
+
+
 class Answer:
     """What one operation came to."""
 
@@ -67,15 +86,7 @@ class Store:
 
     def __init__(self, path: Path, build: str, *, pragmas: str = QUICK, **options: Any) -> None:
         self.path, self.build = path, build
-        settings: dict[str, Any] = {
-            "batch_max": 256,
-            "pending_max": 4096,
-            "wal_bytes_max": 64 << 20,
-            "threaded": False,
-        }
-        self.writer = writer_of(build).Writer(
-            str(path), PROGRAMS, CATALOGUE.statements, pragmas, **{**settings, **options}
-        )
+        self.writer = writer(path, build, PROGRAMS, pragmas, **options)
         self.now = 1_000
         self._names: dict[int, str] = {}
         self._ids = 0

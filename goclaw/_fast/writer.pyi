@@ -11,6 +11,8 @@ class Writer:
 
     ``programs``: (name, parameters, steps, returns, late) each, as store/queries.py parses them; an
     operation names a program by its index. ``threaded=False`` leaves the running to ``step()``.
+    The log is folded into the file when nobody waits, and at the latest ``checkpoint_bytes`` after the
+    last time; over ``wal_bytes_max`` that waits ``checkpoint_wait_ms`` for readers to let go of it.
     RuntimeError: the file does not open. ValueError: a program does not fit the schema.
     Every method belongs to the thread that made the writer, and to its process.
     """
@@ -26,7 +28,10 @@ class Writer:
         *,
         batch_max: int,
         pending_max: int,
+        busy_ms_max: int,
         wal_bytes_max: int,
+        checkpoint_bytes: int,
+        checkpoint_wait_ms: int,
         threaded: bool,
     ) -> None: ...
     def submit(self, parts: tuple[Any, ...], live: bool = False) -> int:

@@ -121,7 +121,8 @@ cdef enum:
     AT_TRACE = 9
     MARKS_COUNT = 10
     MESSAGE_BYTES = 240
-    IDLE_MS = 50               # quiet this long: time to checkpoint
+    PAGE_BYTES = 4096
+    IDLE_MS = 500              # quiet this long: time to checkpoint
     LIBRARY_VERSION_MIN = 3046000
 
 cdef struct Value:
@@ -207,7 +208,10 @@ cdef struct Core:
     Program *programs
     int programs_count
     int batch_max
+    int busy_ms_max
     int wal_pages_max
+    int checkpoint_pages
+    int checkpoint_wait_ms
     int wal_pages
     int checkpointed           # wal_pages at the last checkpoint
     int broken                 # the handle is closed: reopen before the next batch
@@ -301,6 +305,8 @@ cdef void chain_link(sqlite3_context *context, int n, sqlite3_value **values) no
 
 
 cdef int wal_moved(void *core, sqlite3 *db, const char *name, int pages) noexcept nogil:
+    if pages < (<Core *>core).wal_pages:
+        (<Core *>core).checkpointed = 0   # the log has begun anew
     (<Core *>core).wal_pages = pages
     return 0
 
@@ -313,7 +319,7 @@ cdef int open_handle(Core *core) noexcept nogil:
     cdef Step *step
     rc = gc_open_v2(core.path, &core.db, GC_OPEN_FLAGS, NULL)
     if rc == GC_OK:
-        gc_busy_timeout(core.db, 5000)
+        gc_busy_timeout(core.db, core.busy_ms_max)
         # apsw's SQLite has STAT4: without this promise it compiles a statement anew whenever a
         # binding that the planner peeked at changes, which cost 3x of a cycle (2026-11).
         gc_db_config(core.db, GC_ENABLE_QPSG, 1, NULL)
@@ -687,15 +693,21 @@ cdef void run_batch(Core *core, Operation *batch) noexcept nogil:
 
 
 cdef void checkpoint(Core *core, int idle) noexcept nogil:
-    if core.broken or core.db == NULL:
+    """Fold the log into the file: whatever is new when idle, else in steps, so that each stall is short.
+
+    PASSIVE waits for nobody. Only a log over its bound, which readers have kept from beginning anew,
+    is worth a wait for them, and then once a step.
+    """
+    cdef int grown = core.wal_pages - core.checkpointed
+    if core.broken or core.db == NULL or grown <= 0 or (grown < core.checkpoint_pages and not idle):
         return
     if core.wal_pages > core.wal_pages_max:
+        gc_busy_timeout(core.db, core.checkpoint_wait_ms)
         gc_exec(core.db, b"PRAGMA wal_checkpoint(RESTART)", NULL, NULL, NULL)
-        core.wal_pages = 0
-        core.checkpointed = 0
-    elif idle and core.wal_pages != core.checkpointed:
+        gc_busy_timeout(core.db, core.busy_ms_max)
+    else:
         gc_exec(core.db, b"PRAGMA wal_checkpoint(PASSIVE)", NULL, NULL, NULL)
-        core.checkpointed = core.wal_pages
+    core.checkpointed = core.wal_pages
 
 
 cdef Operation *take(Core *core) noexcept nogil:
@@ -874,7 +886,8 @@ cdef class Writer:
         self.wake_fd = -1
 
     def __init__(self, str path, list programs, dict statements, str pragmas, *, int batch_max, int pending_max,
-                 int64_t wal_bytes_max, bint threaded):
+                 int busy_ms_max, int64_t wal_bytes_max, int64_t checkpoint_bytes, int checkpoint_wait_ms,
+                 bint threaded):
         cdef Core *core = self.core
         if core.path != NULL:
             raise RuntimeError("already open")
@@ -887,7 +900,10 @@ cdef class Writer:
         core.code_constraint = 2
         core.code_unknown = 3
         core.batch_max = batch_max
-        core.wal_pages_max = <int>(wal_bytes_max // 4096)
+        core.busy_ms_max = busy_ms_max
+        core.wal_pages_max = <int>(wal_bytes_max // PAGE_BYTES)
+        core.checkpoint_pages = <int>(checkpoint_bytes // PAGE_BYTES)
+        core.checkpoint_wait_ms = checkpoint_wait_ms
         core.path = keep(path)
         core.pragmas = keep(pragmas)
         core.event_insert_sql = keep(statements["event_insert"])

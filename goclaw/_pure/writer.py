@@ -19,7 +19,8 @@ import apsw
 __all__ = ["Writer", "attach", "sha256"]
 
 _RUN, _EXPECT, _REFUSE, _STOP, _NEED, _EMIT = range(6)
-_IDLE_S = 0.05
+_PAGE_BYTES = 4096
+_IDLE_S = 0.5
 
 
 def attach() -> None:
@@ -66,12 +67,17 @@ class Writer:
         *,
         batch_max: int,
         pending_max: int,
+        busy_ms_max: int,
         wal_bytes_max: int,
+        checkpoint_bytes: int,
+        checkpoint_wait_ms: int,
         threaded: bool,
     ) -> None:
         self._path, self._pragmas, self._programs = path, pragmas, programs
         self._batch_max, self._pending_max = batch_max, pending_max
-        self._wal_pages_max = wal_bytes_max // 4096
+        self._busy_ms_max, self._checkpoint_wait_ms = busy_ms_max, checkpoint_wait_ms
+        self._wal_pages_max = wal_bytes_max // _PAGE_BYTES
+        self._checkpoint_pages = checkpoint_bytes // _PAGE_BYTES
         self._event_insert, self._head_move = statements["event_insert"], statements["head_move"]
         self._batch_count, self._batch_read = statements["batch_count"], statements["batch_read"]
         self._columns: dict[str, tuple[str, ...]] = {}
@@ -97,7 +103,7 @@ class Writer:
         try:
             connection = apsw.Connection(self._path, flags, statementcachesize=512)
             self._connection = connection
-            connection.setbusytimeout(5000)
+            connection.setbusytimeout(self._busy_ms_max)
             connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)  # see the native twin
             connection.createscalarfunction("chain_link", _chain_link, 7, deterministic=True)
             self._execute = connection.cursor().execute
@@ -139,6 +145,8 @@ class Writer:
         return [(tuple(name or "" for name in info.bindings_names), self._columns[sql])]
 
     def _wal_moved(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        if pages < self._wal_pages:
+            self._checkpointed = 0  # the log has begun anew
         self._wal_pages = pages
         return 0
 
@@ -386,15 +394,17 @@ class Writer:
         return (sid, event_id, kind, type_, now, run, task, attempt, r["trace"], payload)
 
     def _checkpoint(self, *, idle: bool) -> None:
-        if self._connection is None:
+        connection, grown = self._connection, self._wal_pages - self._checkpointed
+        if connection is None or grown <= 0 or (grown < self._checkpoint_pages and not idle):
             return
         with contextlib.suppress(apsw.Error):
             if self._wal_pages > self._wal_pages_max:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-                self._wal_pages = self._checkpointed = 0
-            elif idle and self._wal_pages != self._checkpointed:
-                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                self._checkpointed = self._wal_pages
+                connection.setbusytimeout(self._checkpoint_wait_ms)
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+            else:
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        connection.setbusytimeout(self._busy_ms_max)
+        self._checkpointed = self._wal_pages
 
 
 def _reason(error: Exception) -> tuple[str, str]:

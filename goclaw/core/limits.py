@@ -58,7 +58,9 @@ MESSAGE_CHARS_MAX: Final = 4_000  # of an error in a task's events; six bytes of
 BATCH_OPERATIONS_MAX: Final = 256  # of one transaction: 1 to 256 gave 16x, more gave nothing
 PENDING_OPERATIONS_MAX: Final = 4_096  # new work is refused beyond; live attempts have that again
 APPLY_MS_MAX: Final = 5  # slice of bulk work, so that nobody waits behind it
-WAL_BYTES_MAX: Final = 64 * MIB  # beyond it a checkpoint restarts the log
+CHECKPOINT_BYTES: Final = 8 * MIB  # log between two checkpoints: 2 to 64 MiB tried, shortest stalls
+CHECKPOINT_WAIT_MS: Final = 50  # for readers of a log over its bound; a page is read in less
+WAL_BYTES_MAX: Final = 64 * MIB  # beyond it a checkpoint waits for readers, so the log begins anew
 READ_ROWS_MAX: Final = 256  # rows of one read transaction
 READ_BYTES_MAX: Final = 64 * KIB  # bytes of one read transaction
 READER_THREADS: Final = 2  # one may be in a slow page while the other answers
@@ -186,6 +188,8 @@ assert WRITE_BYTES_MAX * 2 <= RING_BYTES_MIN <= RING_BYTES
 assert RING_BYTES_TOTAL <= MEMORY_BYTES_MAX
 assert READ_BYTES_MAX <= WRITE_BYTES_MAX
 assert BATCH_OPERATIONS_MAX <= PENDING_OPERATIONS_MAX
+assert CHECKPOINT_BYTES <= WAL_BYTES_MAX
+assert CHECKPOINT_WAIT_MS < BUSY_MS_MAX
 assert 2 * TOOL_SHOWN_BYTES_MAX < EVENT_BYTES_MAX
 assert EVENT_BYTES_MAX <= RESULT_BYTES_MAX <= FRAME_BYTES_MAX
 assert LAG_BYTES_MAX < RING_BYTES_TOTAL

@@ -180,7 +180,10 @@ class Database:
                 _PRAGMAS.format(synchronous=synchronous.upper()),
                 batch_max=limits.BATCH_OPERATIONS_MAX,
                 pending_max=limits.PENDING_OPERATIONS_MAX,
+                busy_ms_max=limits.BUSY_MS_MAX,
                 wal_bytes_max=limits.WAL_BYTES_MAX,
+                checkpoint_bytes=limits.CHECKPOINT_BYTES,
+                checkpoint_wait_ms=limits.CHECKPOINT_WAIT_MS,
                 threaded=threaded,
             )
         except (RuntimeError, ValueError) as error:

@@ -87,11 +87,12 @@ def test_the_writer_keeps_the_promised_settings(tmp_path: Path, name: str, level
         " (SELECT fullfsync FROM pragma_fullfsync) AS c;\n"
     )
     for build in support.BUILDS:
-        writer = support.writer_of(build).Writer(
-            str(tmp_path / database.NAME), list(catalogue.programs.values()),
-            support.CATALOGUE.statements, database._PRAGMAS.format(synchronous=name.upper()),
-            batch_max=1, pending_max=1, wal_bytes_max=1 << 20, threaded=False,
-        )  # fmt: skip
+        writer = support.writer(
+            tmp_path / database.NAME,
+            build,
+            list(catalogue.programs.values()),
+            database._PRAGMAS.format(synchronous=name.upper()),
+        )
         writer.submit(((0, ()),))
         assert writer.step()
         ((_, code, _, returns, _),) = writer.drain()

@@ -139,10 +139,7 @@ def test_every_kind_of_value_comes_back_as_it_went(path: Path, build: str) -> No
         "-- program: echo a b c d e f\n-- returns: a b c d e f g\n-- step: run\n"
         "SELECT :a || '' AS g, :b AS b;\n"
     )
-    writer = support.writer_of(build).Writer(
-        str(path), list(catalogue.programs.values()), support.CATALOGUE.statements,
-        support.QUICK, batch_max=4, pending_max=4, wal_bytes_max=1 << 20, threaded=False,
-    )  # fmt: skip
+    writer = support.writer(path, build, list(catalogue.programs.values()), support.QUICK)
     values = ("wörd\0behind", -(1 << 63), 1.5, None, b"\0\xff", True)
     writer.submit(((0, values),))
     writer.submit(((0, ("", (1 << 63) - 1, float("-inf"), None, b"", False)),))
@@ -169,10 +166,7 @@ def test_a_program_that_does_not_fit_is_named(
     gc.collect()
     fds = len(os.listdir("/dev/fd"))
     with pytest.raises(ValueError, match=f"p(, step 1)?: {words}"):
-        support.writer_of(build).Writer(
-            str(path), list(catalogue.programs.values()), support.CATALOGUE.statements,
-            support.QUICK, batch_max=4, pending_max=4, wal_bytes_max=1 << 20, threaded=False,
-        )  # fmt: skip
+        support.writer(path, build, list(catalogue.programs.values()), support.QUICK)
     gc.collect()
     assert len(os.listdir("/dev/fd")) == fds, "a handle is left open"
 
