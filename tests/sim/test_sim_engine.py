@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import store_support
 from engine_support import Home, World, passes, settled
 
 from goclaw.core.errors import AlreadyResolved, GoclawError, QueueFull, ShuttingDown
@@ -222,3 +223,19 @@ def test_whatever_happens_the_books_are_right(home: Path, seed: int) -> None:
         campaign.house.plays.running.clear()
     campaign.house.live(campaign.last)
     assert len(campaign.accepted) > 20
+
+
+@pytest.mark.req("R-6", "I-8")
+def test_a_seed_tells_the_same_story_twice(home: Path) -> None:
+    """Else a failure that a seed found could not be looked at."""
+    stories = []
+    for telling in ("first", "second"):
+        folder = home / telling
+        folder.mkdir()
+        campaign = Campaign(folder, seed=77)
+        for _ in range(2):
+            campaign.house.live(campaign.life)
+        stories.append((store_support.dump(folder / "goclaw.db"), campaign.house.clock.ns))
+    first, second = stories
+    assert store_support.changed(first[0], second[0]) == set()
+    assert first[1] == second[1]
