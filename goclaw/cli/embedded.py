@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ class Embedded:
         self._thread.join()
 
     def _run(self) -> None:
+        # Ctrl-C is for the thread that waits; the threads made from here on inherit this.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         system_log = log.SystemLog(self._home.logs / "system.jsonl", SystemClock())
         try:
             asyncio.run(self._serve())

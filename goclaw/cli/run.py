@@ -182,19 +182,22 @@ class _Run:
             if self._interrupts > 1:
                 self._place.hurry()
                 raise KeyboardInterrupt
-            os.write(writer, b"!")
 
         def cancel() -> None:
             os.read(reader, 1)
-            show.tell("canceling; once more to leave at once")
-            self._client.cancel_turn(session)
+            if self._interrupts:
+                show.tell("canceling; once more to leave at once")
+                self._client.cancel_turn(session)
 
         before = signal.signal(signal.SIGINT, interrupted)
+        # The kernel may give the signal to any thread: only this wakes the one that waits.
+        fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._client.wake = (reader, cancel)
         try:
             yield
         finally:
             self._client.wake = None
+            signal.set_wakeup_fd(fd_before)
             signal.signal(signal.SIGINT, before)
             os.close(reader)
             os.close(writer)

@@ -263,3 +263,14 @@ def test_a_fault_of_ours_is_one_line_and_a_log(
     monkeypatch.setattr("goclaw.cli.status.status", lambda _: 1 // 0)
     assert cli.main(["status"]) == 70
     assert "ZeroDivisionError" in (place.home.logs / "cli.log").read_text()
+
+
+def test_ctrl_c_ends_a_verb_that_waits(place: World) -> None:
+    session = place.lines("run", "hello")[-1]["sessionId"]
+    child = place.popen("events", session, "--follow", "--json", start_new_session=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    assert child.wait(DEADLINE_MS / 1000) == 130
+    assert child.stderr is not None
+    assert child.stderr.read() == ""
