@@ -656,3 +656,24 @@ def test_a_prompt_that_is_on_disk_is_not_owed_soon() -> None:
         pass
     assert not wire.link.is_owed_soon
     assert wire.link.is_waiting
+
+
+@pytest.mark.req("W-13")
+def test_a_session_that_is_being_loaded_is_not_subscribed_beside_it() -> None:
+    wire = greeted(sessions=1)
+    wire.request("session/load", sessionId="s0", cwd="/")
+    wire.crash()
+    wire.settle()
+    assert [method for method, _ in wire.daemon.saw] == ["initialize", "session/load"]
+
+
+@pytest.mark.req("W-13", "Q-11")
+def test_a_cancel_of_somebody_elses_turn_is_over_with_that_turn() -> None:
+    wire = greeted(sessions=1)
+    wire.notify("session/cancel", sessionId="s0")
+    wire.disk.append("s0", "run.ended", "run_of_another")
+    wire.settle()
+    assert ("session/cancel", {"sessionId": "s0"}) in wire.daemon.saw
+    wire.crash()
+    wire.settle()
+    assert "session/cancel" not in [method for method, _ in wire.daemon.saw]
