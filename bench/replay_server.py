@@ -43,7 +43,7 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
     from goclaw.core.clock import SystemClock
     from goclaw.core.config import load
     from goclaw.core.home import Home
-    from goclaw.daemon import Policies
+    from goclaw.daemon import Policies, settle_memory
     from goclaw.engine import Engine
     from goclaw.gateway import Gateway, Services
     from goclaw.policy import default
@@ -87,6 +87,7 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
         )
     )  # fmt: skip
     port = await gateway.serve_ws("127.0.0.1", 0)
+    settle_memory()
     ready = {"port": port, "token": place.token(), "session": session.session_id}
     print(json.dumps(ready), flush=True)
     await asyncio.Event().wait()

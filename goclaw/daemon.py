@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from goclaw.core.records import Session, Tool
     from goclaw.policy.pdp import Policy
 
-__all__ = ["Daemon", "Policies", "serve"]
+__all__ = ["Daemon", "Policies", "serve", "settle_memory"]
 
 _log = log.logger("daemon")
 
@@ -310,6 +311,14 @@ class Daemon:
         _log.info("stopped")
 
 
+def settle_memory() -> None:
+    """Called once all is built: what lives as long as the process is never looked at again, and the
+    collector runs once in 50,000 allocations, since rows and events are tuples without cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 def _hint(tool: Tool) -> str:
     """What to type behind the command's name."""
     if tool.file_argument is not None:
@@ -340,5 +349,6 @@ async def _serve(daemon: Daemon) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.request_stop)
     await daemon.start()
+    settle_memory()
     print(f"goclaw ready on {daemon.ws_url or daemon.socket_path}", flush=True)
     await daemon.serve_until_stopped()

@@ -64,7 +64,7 @@ WAL_BYTES_MAX: Final = 64 * MIB  # beyond it a checkpoint waits for readers, so 
 READ_ROWS_MAX: Final = 256  # rows of one read transaction
 READ_BYTES_MAX: Final = 64 * KIB  # bytes of one read transaction
 READER_THREADS: Final = 2  # one may be in a slow page while the other answers
-READ_AHEAD_PAGES: Final = 4  # for a client that keeps up: one hop to a reader thread costs a page
+READ_AHEAD_PAGES: Final = 8  # for a client that keeps up: one hop to a reader thread costs a page
 BUSY_MS_MAX: Final = 5_000  # wait for a foreign lock (sqlite3 shell, backup tool)
 
 # -- events and rings --------------------------------------------------------------------------

@@ -299,7 +299,9 @@ class Database:
         connection: apsw.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = apsw.Connection(
-                str(self.path), apsw.SQLITE_OPEN_READONLY, statementcachesize=128
+                str(self.path),
+                apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOMUTEX,  # this thread's own
+                statementcachesize=128,
             )
             connection.setbusytimeout(limits.BUSY_MS_MAX)
             connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
