@@ -1,6 +1,6 @@
 """Wire bytes of session events; the twin in goclaw/_pure/frame.py is the specification."""
 
-__all__ = ["event", "page", "text"]
+__all__ = ["event", "packed", "page", "text"]
 
 def event(
     session: bytes,
@@ -32,6 +32,9 @@ def page(
     A row is (event id, kind, type, at ms, run id, task id, attempt, trace, payload), ids None when
     absent. As lines without the headers.
     """
+
+def packed(session: bytes, rows: bytes, mask: int, lines: bool) -> bytes:
+    """``page`` over rows as ``writer.Reader`` packs them. ValueError when they are cut."""
 
 def text(payload: bytes) -> bytes:
     """One unmasked WebSocket text frame."""

@@ -14,7 +14,7 @@ from libc.string cimport memchr, memcpy, strlen
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
-__all__ = ["event", "page", "text"]
+__all__ = ["event", "packed", "page", "text"]
 
 cdef extern from *:
     """
@@ -100,6 +100,64 @@ def page(bytes session not None, list rows not None, long mask, bint lines):
                 out += render(out, &events[at])
             else:
                 out += write_slot(out, &events[at])
+        return joined
+    finally:
+        free(events)
+
+
+cdef struct PackedRow:  # as writer.pyx packs it; the texts follow: type, run, task, trace, payload
+    long long event_id
+    long long at_ms
+    long long attempt
+    long long kind
+    int sizes[5]
+    int padding
+
+
+def packed(bytes session not None, bytes rows not None, long mask, bint lines):
+    cdef const char *data = PyBytes_AS_STRING(rows)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(rows)
+    cdef Py_ssize_t at = 0, count = 0, total = 0, number
+    cdef Event *events = <Event *>malloc((size // <Py_ssize_t>sizeof(PackedRow) or 1) * sizeof(Event))
+    cdef Event *one
+    cdef PackedRow row
+    cdef Text fields[5]
+    cdef int i
+    cdef char *out
+    cdef bytes joined
+    if events == NULL:
+        raise MemoryError
+    try:
+        check_plain(of_bytes(session))
+        while at < size:
+            if size - at < <Py_ssize_t>sizeof(PackedRow):
+                raise ValueError("packed rows are cut")
+            memcpy(&row, data + at, sizeof(PackedRow))
+            at += sizeof(PackedRow)
+            for i in range(5):
+                if not 0 <= row.sizes[i] <= size - at:
+                    raise ValueError("packed rows are cut")
+                fields[i] = Text(data + at, row.sizes[i])
+                at += row.sizes[i]
+            if not 0 <= row.kind <= KIND_LAST:
+                raise ValueError("kind must be 0, 1 or 2")
+            if not mask >> row.kind & 1:
+                continue
+            one = &events[count]
+            one.kind = <int>row.kind
+            one.session = of_bytes(session)
+            one.name, one.run_id, one.task_id, one.trace = fields[0], fields[1], fields[2], fields[3]
+            one.payload = fields[4]
+            prepare(one, row.event_id, row.at_ms, row.attempt)
+            total += one.line_bytes if lines else slot_bytes(one.line_bytes)
+            count += 1
+        joined = PyBytes_FromStringAndSize(NULL, total)
+        out = PyBytes_AS_STRING(joined)
+        for number in range(count):
+            if lines:
+                out += render(out, &events[number])
+            else:
+                out += write_slot(out, &events[number])
         return joined
     finally:
         free(events)

@@ -77,6 +77,7 @@ enum {
     GC_BLOB = 4,
     GC_NULL = 5,
     GC_ENABLE_QPSG = 1007,
+    GC_READ_FLAGS = 0x1 /* READONLY */ | 0x8000 /* NOMUTEX */,
     GC_OPEN_FLAGS = 0x2 /* READWRITE, never CREATE */ | 0x8000 /* NOMUTEX: one thread at a time */,
     GC_FUNCTION_FLAGS = 1 /* UTF8 */ | 0x800 /* DETERMINISTIC */ | 0x200000 /* INNOCUOUS */
 };

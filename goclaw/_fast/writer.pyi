@@ -56,3 +56,22 @@ class Writer:
         """For tests: the next COMMIT reports an I/O error, ``after`` or before it took effect."""
     def close(self) -> None:
         """Run what is queued, end the thread, close the handle; idempotent. Then only drain() works."""
+
+@final
+class Reader:
+    """A reading handle for pages of events, outside the GIL while SQLite works.
+
+    ``sql`` binds sid, cursor and limit, in that order, and answers the nine fields of an event.
+    RuntimeError: the file does not open. Belongs to one thread at a time.
+    """
+
+    def __init__(self, path: str, sql: str, busy_ms: int) -> None: ...
+    def page(
+        self, sid: int, cursor: int, rows_max: int, bytes_max: int, row_bytes: int
+    ) -> tuple[bytes, int, int]:
+        """Events after ``cursor`` as packed rows, the first and the last id; (b"", 0, cursor) at the
+        head. A row counts as its payload and ``row_bytes``; the page ends with the row that reaches
+        ``bytes_max``. RuntimeError when SQLite fails.
+        """
+    def close(self) -> None:
+        """Close the handle; idempotent."""

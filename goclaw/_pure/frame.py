@@ -5,13 +5,17 @@ Owns the layout of a slot. Not in here: what the payload says, who gets it.
 
 from __future__ import annotations
 
+import struct
 from typing import TypeAlias
 
-__all__ = ["event", "page", "text"]
+__all__ = ["event", "packed", "page", "text"]
 
 Row: TypeAlias = tuple[int, int, str, int, str | None, str | None, int, str | None, bytes]
 
 _FORBIDDEN = frozenset(range(0x20)) | {0x22, 0x5C} | frozenset(range(0x7F, 0x100))
+
+# event id, at, attempt, kind; sizes of type, run, task, trace, payload
+_PACKED = struct.Struct("=qqqq5i4x")
 
 
 def event(
@@ -62,6 +66,26 @@ def page(session: bytes, rows: list[Row], mask: int, lines: bool) -> bytes:
         )
         parts.append(line if lines else _header(len(line)) + line)
     return b"".join(parts)
+
+
+def packed(session: bytes, rows: bytes, mask: int, lines: bool) -> bytes:
+    """``page`` over rows as ``writer.Reader`` packs them. ValueError when they are cut."""
+    unpacked: list[Row] = []
+    at = 0
+    while at < len(rows):
+        if len(rows) - at < _PACKED.size:
+            raise ValueError("packed rows are cut")
+        event_id, at_ms, attempt, kind, *sizes = _PACKED.unpack_from(rows, at)
+        at += _PACKED.size
+        texts = []
+        for size in sizes:
+            if not 0 <= size <= len(rows) - at:
+                raise ValueError("packed rows are cut")
+            texts.append(rows[at : at + size])
+            at += size
+        name, run_id, task_id, trace = (text.decode() for text in texts[:4])
+        unpacked.append((event_id, kind, name, at_ms, run_id, task_id, attempt, trace, texts[4]))
+    return page(session, unpacked, mask, lines)
 
 
 def text(payload: bytes) -> bytes:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import operator
 import os
+import struct
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apsw
 
-__all__ = ["Writer", "attach", "sha256"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Reader", "Writer", "attach", "sha256"]
 
 _RUN, _EXPECT, _REFUSE, _STOP, _NEED, _EMIT = range(6)
 _PAGE_BYTES = 4096
@@ -45,6 +50,23 @@ def _chain_link(*values: Any) -> bytes:
 
 
 _MARKS = ("sid", "event_id", "salt", "link", "now", "tid", "run_id", "task_id", "attempt", "trace")
+
+
+class _Compiled(NamedTuple):
+    """A program whose names are looked up once; every register begins as NULL."""
+
+    registers: dict[str, Any]
+    parameters: tuple[str, ...]
+    steps: list[tuple[int, str | None, str, Callable[[dict[str, Any]], tuple[Any, ...]], list[str]]]
+    returns: Callable[[dict[str, Any]], tuple[Any, ...]]
+    late: bool
+
+
+def _taking(names: Sequence[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """The registers of these names, in order."""
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda registers: tuple([registers[name] for name in names])
 
 
 class _RunAgain(Exception):
@@ -80,13 +102,12 @@ class Writer:
         self._checkpoint_pages = checkpoint_bytes // _PAGE_BYTES
         self._event_insert, self._head_move = statements["event_insert"], statements["head_move"]
         self._batch_count, self._batch_read = statements["batch_count"], statements["batch_read"]
-        self._columns: dict[str, tuple[str, ...]] = {}
         self._wal_pages = self._checkpointed = self._pending = self._next_ticket = 0
         self._batches_run = self._operations_run = self._flush_ns = self._flush_ns_sum = 0
         self._fail_commit: bool | None = None
         self._connection: apsw.Connection | None = None
         self._open()
-        self._prove()
+        self._compiled = self._prove()
         self._queue: deque[Any] = deque()
         self._done: deque[Any] = deque()
         self._condition = threading.Condition()
@@ -116,33 +137,42 @@ class Writer:
             self._connection = None
             raise RuntimeError(str(error)) from error
 
-    def _prove(self) -> None:
-        for name, parameters, steps, returns, _late in self._programs:
-            known = set(parameters)
-            for number, (mode, _code, sql) in enumerate(steps, 1):
-                for needed, columns in self._describe(sql):
-                    for register in needed:
-                        if register not in known:
-                            raise ValueError(f"{name}, step {number}: nothing sets :{register}")
-                    if mode != _EMIT:
-                        known.update(columns)
-                    elif len(columns) != 3:
-                        raise ValueError(
-                            f"{name}, step {number}: an event is kind, type and payload"
-                        )
-                    elif missing := set(_MARKS) - known:
-                        raise ValueError(f"{name}, step {number}: an event needs :{missing.pop()}")
-            for register in returns:
-                if register not in known:
-                    raise ValueError(f"{name}: nothing sets the returned {register}")
+    def _prove(self) -> list[_Compiled]:
+        """Each program with what its steps bind and set; ValueError where one does not fit."""
+        return [
+            self._proved(name, parameters, steps, returns, late)
+            for name, parameters, steps, returns, late in self._programs
+        ]
 
-    def _describe(self, sql: str) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    def _proved(
+        self, name: str, parameters: Any, steps: Any, returns: Any, late: bool
+    ) -> _Compiled:
+        known, compiled = dict.fromkeys(parameters), []
+        for number, (mode, code, sql) in enumerate(steps, 1):
+            needed, columns = self._describe(sql)
+            for register in needed:
+                if register not in known:
+                    raise ValueError(f"{name}, step {number}: nothing sets :{register}")
+            if mode != _EMIT:
+                known |= dict.fromkeys(columns)
+            elif len(columns) != 3:
+                raise ValueError(f"{name}, step {number}: an event is kind, type and payload")
+            elif missing := [mark for mark in _MARKS if mark not in known]:
+                raise ValueError(f"{name}, step {number}: an event needs :{missing[0]}")
+            compiled.append((mode, code, sql, _taking(needed), columns))
+        for register in returns:
+            if register not in known:
+                raise ValueError(f"{name}: nothing sets the returned {register}")
+        return _Compiled(known, parameters, compiled, _taking(returns), late)
+
+    def _describe(self, sql: str) -> tuple[list[str], list[str]]:
         import apsw.ext
 
         assert self._connection is not None
         info = apsw.ext.query_info(self._connection, sql)
-        self._columns[sql] = tuple(column[0] for column in info.description)
-        return [(tuple(name or "" for name in info.bindings_names), self._columns[sql])]
+        return [name or "" for name in info.bindings_names], [
+            column[0] for column in info.description
+        ]
 
     def _wal_moved(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
         if pages < self._wal_pages:
@@ -268,7 +298,7 @@ class Writer:
 
     def _take(self) -> list[Any]:
         batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]
-        batch.sort(key=lambda queued: any(self._programs[index][4] for index, _ in queued[1]))
+        batch.sort(key=lambda queued: any(self._compiled[index].late for index, _ in queued[1]))
         self._batches_run += bool(batch)
         self._operations_run += len(batch)
         return batch
@@ -348,23 +378,25 @@ class Writer:
         return (ticket, None, "", returns, events)
 
     def _run_parts(self, parts: Any, events: list[Any]) -> list[tuple[Any, ...]]:
-        execute, columns = self._execute, self._columns
-        frames = [
-            (self._programs[i], _Registers(zip(self._programs[i][1], v, strict=True)))
-            for i, v in parts
-        ]
-        for (_name, _parameters, steps, _returns, _late), registers in frames:
+        execute = self._execute
+        frames = []
+        for index, values in parts:
+            program = self._compiled[index]
+            registers = program.registers.copy()
+            registers.update(zip(program.parameters, values, strict=True))
+            frames.append((program, registers))
+        for program, registers in frames:
             first = len(events)
             ended = False
-            for mode, code, sql in steps:
+            for mode, code, sql, bindings, columns in program.steps:
                 rows = 0
-                for row in execute(sql, registers):
+                for row in execute(sql, bindings(registers)):
                     rows += 1
                     if mode == _EMIT:
                         events.append(self._emit(registers, *row))
                     else:
-                        registers.update(zip(columns[sql], row, strict=True))
-                if mode in (_RUN, _EMIT):
+                        registers.update(zip(columns, row, strict=True))
+                if mode == _RUN or mode == _EMIT:  # noqa: SIM109 - on every task's way
                     continue
                 if (mode == _EXPECT and not rows) or (mode == _REFUSE and rows):
                     raise _Failed(code)
@@ -378,9 +410,9 @@ class Writer:
                 execute(self._head_move, (r["event_id"], r["link"], r["now"], r["sid"]))
             if ended:
                 break
-        return [tuple([r[name] for name in program[3]]) for program, r in frames]
+        return [program.returns(registers) for program, registers in frames]
 
-    def _emit(self, r: _Registers, kind: int, type_: str, payload: Any) -> tuple[Any, ...]:
+    def _emit(self, r: dict[str, Any], kind: int, type_: str, payload: Any) -> tuple[Any, ...]:
         if isinstance(payload, str):
             payload = payload.encode()
         digest = hashlib.sha256(r["salt"] + payload).digest()
@@ -418,8 +450,50 @@ def _reason(error: Exception) -> tuple[str, str]:
     return "constraint", "an event lacks its session, time, type or payload"
 
 
-class _Registers(dict[str, Any]):
-    """A register that nothing has set yet reads as NULL."""
+# event id, at, attempt, kind; sizes of type, run, task, trace, payload
+_PACKED = struct.Struct("=qqqq5i4x")
 
-    def __missing__(self, _name: str) -> None:
-        return None
+
+class Reader:
+    """See goclaw/_fast/writer.pyi."""
+
+    def __init__(self, path: str, sql: str, busy_ms: int) -> None:
+        self._sql = sql
+        self._connection: apsw.Connection | None = None
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOMUTEX
+        try:
+            self._connection = connection = apsw.Connection(path, flags)
+            connection.setbusytimeout(busy_ms)
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+            self._execute = connection.cursor().execute
+        except apsw.Error as error:
+            raise RuntimeError(str(error)) from error
+
+    def page(
+        self, sid: int, cursor: int, rows_max: int, bytes_max: int, row_bytes: int
+    ) -> tuple[bytes, int, int]:
+        """See the stub."""
+        if self._connection is None:
+            raise RuntimeError("the reader is closed")
+        parts: list[bytes] = []
+        first, last, counted = 0, cursor, 0
+        try:
+            for row in self._execute(self._sql, (sid, cursor, rows_max)):
+                last, kind, name, at_ms, run_id, task_id, attempt, trace, payload = row
+                first = first or last
+                texts = [(text or "").encode() for text in (name, run_id, task_id, trace)]
+                texts.append(payload)
+                parts.append(_PACKED.pack(last, at_ms, attempt, kind, *map(len, texts)))
+                parts += texts
+                counted += len(payload) + row_bytes
+                if counted >= bytes_max:
+                    break
+        except apsw.Error as error:
+            raise RuntimeError(str(error)) from error
+        return b"".join(parts), first, last
+
+    def close(self) -> None:
+        """See the stub."""
+        if self._connection is not None:
+            self._connection.close(True)
+            self._connection = None

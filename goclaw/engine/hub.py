@@ -15,7 +15,7 @@ from goclaw._fast import ring as rings
 from goclaw.core import limits
 from goclaw.core.errors import ReplayGap
 from goclaw.core.faults import faultpoint
-from goclaw.protocol.jsonrpc import event_frame, page_frames
+from goclaw.protocol.jsonrpc import event_frame, packed_frames
 from goclaw.protocol.messages import EventKind
 
 if TYPE_CHECKING:
@@ -191,13 +191,13 @@ class Hub:
             found: list[tuple[bytes, int]] = []
             position = cursor
             while len(found) < pages_max:
-                rows = database.fetch_page(sid, position, bytes_max)
+                rows, first, last = database.fetch_packed(sid, position, bytes_max)
                 if not rows:
                     break
-                if rows[0][0] != position + 1:
+                if first != position + 1:
                     raise ReplayGap("Retention has passed the cursor.", sessionId=session_id)
-                position = rows[-1][0]
-                found.append((page_frames(session_id, rows, mask=mask, lines=lines), position))
+                position = last
+                found.append((packed_frames(session_id, rows, mask=mask, lines=lines), position))
             return found or [(b"", cursor)]
 
         self.replayed_cold += 1

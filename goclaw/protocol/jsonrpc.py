@@ -245,6 +245,11 @@ def page_frames(session: str, rows: list[EventRow], *, mask: int, lines: bool) -
     return frame.page(session.encode(), rows, mask, lines)
 
 
+def packed_frames(session: str, rows: bytes, *, mask: int, lines: bool) -> bytes:
+    """``page_frames`` over rows as the store packs them, never made into Python objects."""
+    return frame.packed(session.encode(), rows, mask, lines)
+
+
 def text_frame(payload: bytes) -> bytes:
     """One unmasked WebSocket text frame around a finished message."""
     return frame.text(payload)

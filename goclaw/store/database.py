@@ -194,6 +194,7 @@ class Database:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
+        self._pagers: list[Any] = []
         self._readers = ThreadPoolExecutor(limits.READER_THREADS, "goclaw-reader")
         self.failures = 0
         """Operations that the disk refused since the start."""
@@ -338,6 +339,25 @@ class Database:
             ) from error
         return rows
 
+    def fetch_packed(self, sid: int, cursor: int, bytes_max: int) -> tuple[bytes, int, int]:
+        """``fetch_page`` as packed rows for ``protocol.jsonrpc.packed_frames``, with the first and
+        the last id; (b"", 0, cursor) at the head."""
+        try:
+            reader = getattr(self._local, "reader", None)
+            if reader is None:
+                sql = self._catalogue.queries["events_after"].sql
+                reader = _fast.writer.Reader(str(self.path), sql, limits.BUSY_MS_MAX)
+                self._local.reader = reader
+                self._pagers.append(reader)
+            page: tuple[bytes, int, int] = reader.page(
+                sid, cursor, limits.READ_ROWS_MAX, bytes_max, limits.FRAME_OVERHEAD_BYTES
+            )
+        except RuntimeError as error:
+            raise StorageFailed(
+                f"The database cannot be read ({error}).", hint="Run `goclaw doctor`."
+            ) from error
+        return page
+
     async def read(self, query: str, /, **arguments: Any) -> list[tuple[Any, ...]]:
         """Run a query on a reader thread: it sees everything committed before the call."""
         loop = asyncio.get_running_loop()
@@ -369,6 +389,9 @@ class Database:
                 pass
         self._waiting.clear()
         self._readers.shutdown(wait=True)
+        for pager in self._pagers:
+            pager.close()
+        self._pagers.clear()
         for connection in self._connections:
             connection.close()
         self._connections.clear()

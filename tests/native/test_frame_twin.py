@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from typing import Any
 
@@ -245,3 +246,35 @@ def reader_at_end(reader: StreamReader) -> bool:
 
 def test_the_native_module_is_native() -> None:
     assert not native.__file__.endswith(".py")
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(1, 2**62), st.integers(0, 2), st.sampled_from(["update", "task.queued"]),
+            st.integers(0, 2**62), st.sampled_from([None, "run_1"]),
+            st.sampled_from([None, "task_1"]), st.integers(0, 9), st.sampled_from([None, "00-a"]),
+            st.sampled_from([b"{}", b'{"a":1}']),
+        ),
+        max_size=5,
+    ),
+    mask=st.integers(0, 7),
+    lines=st.booleans(),
+    cut=st.integers(0, 400),
+)  # fmt: skip
+def test_packed_rows_are_the_same_page(rows: list[Any], mask: int, lines: bool, cut: int) -> None:
+    data = b""
+    for event_id, kind, name, at_ms, run_id, task_id, attempt, trace, payload in rows:
+        texts = [(text or "").encode() for text in (name, run_id, task_id, trace)] + [payload]
+        data += struct.pack("=qqqq5i4x", event_id, at_ms, attempt, kind, *map(len, texts))
+        data += b"".join(texts)
+    expected = pure.page(b"s", rows, mask, lines)
+    assert native.packed(b"s", data, mask, lines) == expected
+    assert pure.packed(b"s", data, mask, lines) == expected
+    damaged = data[: len(data) - cut] if cut else data[:-1]
+    for twin in (native, pure):
+        try:
+            shorter = twin.packed(b"s", damaged, mask, lines)
+        except ValueError:
+            continue
+        assert expected.startswith(shorter)
