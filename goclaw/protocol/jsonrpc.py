@@ -58,6 +58,7 @@ __all__ = [
     "error_object",
     "event_frame",
     "method_unknown",
+    "packed_frames",
     "page_frames",
     "text_frame",
 ]
