@@ -64,7 +64,6 @@ def test_a_planted_note_is_reported(tmp_path: Path, text: str, caught: bool) -> 
         ('"resolved": "https://registry.np@mjs.org/x"', True),
         ("cd /wo@rk/main", True),
         ("HOME=/ro@ot/.goclaw", True),
-        (f"python {checks.ROOT}/setup.py", True),
         ("a network/work/queue", False),
         ("{root}/work/", False),
         ("~/.goclaw", False),
