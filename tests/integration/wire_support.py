@@ -364,7 +364,8 @@ class Client:
         return found
 
     async def close(self) -> None:
-        await self.link.close()
+        if not self.closed or isinstance(self.link, Lines):
+            await self.link.close()
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
