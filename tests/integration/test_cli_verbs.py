@@ -111,7 +111,7 @@ def test_events_are_followed_over_a_restart(place: World) -> None:
     assert child.stdout is not None
     seen = [json.loads(child.stdout.readline())["eventId"]]
     place.end(signal.SIGKILL)
-    place.serve()
+    # The follower brings a daemon back by itself; another one would race with it for the home.
     place.goclaw("run", "again", "--session", session)
     head = len(place.lines("events", session))
     while seen[-1] < head:
