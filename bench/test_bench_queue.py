@@ -1,0 +1,519 @@
+"""The store's cycle and its latencies: native, twin and a bare loop in one run (P-1, P-7).
+
+Owns the floors of native over pure, of the twin over the shortest hand-written apsw loop, of p99
+with a busy event loop, and of a claim's cost by backlog. Not in here: peers (test_bench_engine.py).
+Disks are noisy: ratios of interleaved rounds judge, and equal rows come first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import apsw
+import pytest
+import uvloop
+
+from goclaw import _fast
+from goclaw._pure import writer as pure
+from goclaw.core import limits
+from goclaw.store import Database, open_database
+from goclaw.store import database as module
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+
+native: Any = pytest.importorskip(
+    "goclaw._fast.writer", reason="the native modules are not built", exc_type=ImportError
+)
+BUILDS = {"native": native.Writer, "pure": pure.Writer}
+
+IN_FLIGHT = 64
+CYCLES = 1_280
+ROUNDS = 5
+NOW = 1_700_000_000_000
+
+
+@contextlib.contextmanager
+def opened(home: Path, build: str, **options: Any) -> Iterator[Database]:
+    """A database over the writer of one build."""
+    home.mkdir(exist_ok=True)
+    before = _fast.open_writer
+    _fast.open_writer = BUILDS[build]
+    try:
+        database = open_database(home, **options)
+    finally:
+        _fast.open_writer = before
+    yield database
+    database.close()
+
+
+def session_part(database: Database, number: int) -> Any:
+    return database.bind(
+        "session_new", session_id=f"s{number}", stream_id="x", salt=b"s" * 16, cwd="/", roots="[]",
+        brain="direct", interactive=0, now=NOW,
+    )  # fmt: skip
+
+
+def task_part(database: Database, sid: int, number: int) -> Any:
+    return database.bind(
+        "enqueue", sid=sid, task_id=f"task_{number:026}", run_id=f"run_{number:026}", pool="",
+        kind="tool", parallel=1, rank=4, max_attempts=5, on_unknown="suspend", hash=b"",
+        policy_version="p", trace=f"00-{number:032x}-{number:016x}-01", payload=b"x" * 200,
+        origin="unix", session_limit=limits.TASKS_MAX, now=NOW,
+    )  # fmt: skip
+
+
+def claim_arguments(token: bytes) -> dict[str, Any]:
+    return {
+        "pool": "", "owner": "bench", "token": token, "lease_until_mono": 30_000,
+        "policy_version": "p", "aging_factor": limits.AGING_FACTOR, "now": NOW,
+    }  # fmt: skip
+
+
+def complete_arguments(tid: int, token: bytes) -> dict[str, Any]:
+    return {
+        "tid": tid, "token": token, "hash": b"h" * 32, "result": b"null",
+        "stop_reason": "end_turn", "now": NOW,
+    }  # fmt: skip
+
+
+def fill(database: Database, tasks: int, sessions: int) -> None:
+    """Without a loop: ``sessions`` sessions, ``tasks`` parallel tasks over them in turn."""
+    writer = database._writer
+    parts = itertools.chain(
+        (session_part(database, number) for number in range(sessions)),
+        (task_part(database, number % sessions + 1, number) for number in range(tasks)),
+    )
+    for group in iter(lambda: list(itertools.islice(parts, 2_000)), []):
+        for part in group:
+            assert writer.submit((part,))
+        while writer.step():
+            pass
+        assert all(done[1] is None for done in writer.drain())
+
+
+# -- cycles ---------------------------------------------------------------------------------------
+
+
+def stepped(database: Database, cycles: int) -> float:
+    """Seconds for so many cycles in batches of IN_FLIGHT, on this thread."""
+    writer, numbers = database._writer, itertools.count()
+
+    def run(parts: list[Any]) -> list[Any]:
+        for part in parts:
+            writer.submit((part,), True)
+        while writer.step():
+            pass
+        done: list[Any] = writer.drain()
+        return done
+
+    began = time.perf_counter()
+    for _ in range(cycles // IN_FLIGHT):
+        tokens = [b"%016d" % next(numbers) for _ in range(IN_FLIGHT)]
+        claimed = run([database.bind("claim", **claim_arguments(token)) for token in tokens])
+        run(
+            [
+                database.bind("complete", **complete_arguments(done[3][0][0], token))
+                for done, token in zip(claimed, tokens, strict=True)
+            ]
+        )
+    return time.perf_counter() - began
+
+
+class BareLoop:
+    """The same cycle written by hand over one apsw cursor: no queue, no futures, no refusals."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = apsw.Connection(str(path), statementcachesize=100)
+        self.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+        for _ in self.connection.execute(module._PRAGMAS.format(synchronous="FULL")):
+            pass
+        self.execute = self.connection.cursor().execute
+
+    def row(self, sql: str, *values: Any) -> Any:
+        return self.execute(sql, values).fetchone()
+
+    def event(
+        self, sid: int, head: int, salt: bytes, link: bytes, task: tuple[Any, ...], text: str,
+        payload: bytes,
+    ) -> tuple[int, bytes]:  # fmt: skip
+        tid, run_id, task_id, attempt = task
+        digest = hashlib.sha256(salt + payload).digest()
+        head += 1
+        words = f"{text}\0{run_id}\0{task_id}\0".encode()
+        link = hashlib.sha256(
+            link + head.to_bytes(8, "big") + NOW.to_bytes(8, "big") + words + digest
+        ).digest()
+        self.execute(
+            "INSERT INTO events VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?)",
+            (sid, head, text, NOW, tid, attempt, payload, digest),
+        )
+        return head, link
+
+    def promote(self, sid: int) -> None:
+        head = self.row(
+            "SELECT t.tid, t.pool, t.rank, max(l.v - 1048576, ifnull(f.finish, 0)), p.claims,"
+            " l.passed FROM sessions AS s JOIN tasks AS t ON t.tid = ifnull(iif(s.turn IS NULL,"
+            " (SELECT q.tid FROM tasks AS q WHERE q.sid = s.sid AND q.state = 'QUEUED'"
+            "   AND q.parallel = 0 ORDER BY q.seq LIMIT 1),"
+            " (SELECT q.tid FROM tasks AS q WHERE q.tid = s.turn AND q.state = 'QUEUED')),"
+            " (SELECT q.tid FROM tasks AS q WHERE q.sid = s.sid AND q.state = 'QUEUED'"
+            "   AND q.parallel = 1 ORDER BY q.seq LIMIT 1))"
+            " JOIN pools AS p ON p.pool = t.pool"
+            " JOIN levels AS l ON l.pool = t.pool AND l.rank = t.rank"
+            " LEFT JOIN flows AS f ON f.sid = s.sid AND f.pool = t.pool AND f.rank = t.rank"
+            " WHERE s.sid = ?1 AND NOT EXISTS (SELECT 1 FROM heads WHERE sid = ?1)",
+            sid,
+        )
+        if head is not None:
+            self.execute("INSERT INTO heads VALUES (?, ?, ?, ?, ?, 1, ?, ?)", (sid, *head))
+
+    def claim(self, token: bytes) -> int:
+        sid, tid, rank, start, last_due, claims = self.row(
+            "SELECT h.sid, h.tid, h.rank, h.start, p.last_due, p.claims"
+            " FROM heads AS h JOIN pools AS p ON p.pool = h.pool WHERE h.pool = ''"
+            " ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1"
+        )
+        due = self.row(
+            "SELECT h.sid, h.tid, h.rank, h.start FROM levels AS l JOIN heads AS h ON h.sid ="
+            " (SELECT a.sid FROM heads AS a WHERE a.pool = l.pool AND a.rank = l.rank"
+            "  ORDER BY a.ready_at LIMIT 1) WHERE ?1 = 0 AND l.pool = '' AND l.rank > ?2"
+            " AND l.passed - h.passed_at >= ?3 * (l.rank - ?2) ORDER BY h.ready_at LIMIT 1",
+            last_due, rank, limits.AGING_FACTOR,
+        )  # fmt: skip
+        assert due is None
+        (
+            task_id, run_id, attempt, crashes, _kind, _most, _failures, _unknown, _trace, _payload,
+            _key, _client, _origin, _session, head, salt, link, weight,
+        ) = self.row(
+            "SELECT t.task_id, t.run_id, t.attempt + 1, t.crashes + 1, t.kind, t.max_attempts,"
+            " t.failures, t.on_unknown, t.trace, y.payload, y.key, y.client, y.origin,"
+            " s.session_id, s.head, s.salt, s.link, s.weight FROM tasks AS t"
+            " JOIN task_payloads AS y ON y.tid = t.tid JOIN sessions AS s ON s.sid = t.sid"
+            " WHERE t.tid = ? AND t.state = 'QUEUED'",
+            tid,
+        )  # fmt: skip
+        execute = self.execute
+        execute("DELETE FROM heads WHERE sid = ?", (sid,))
+        execute(
+            "UPDATE tasks SET state = 'RUNNING', attempt = ?, crashes = ?, lease_owner = 'bench',"
+            " lease_token = ?, lease_until_mono = 30000, due_mono = NULL, due_at = NULL,"
+            " policy_version = 'p', updated_at = ? WHERE tid = ?",
+            (attempt, crashes, token, NOW, tid),
+        )
+        task = (tid, run_id, task_id, attempt)
+        for kind, payload in (
+            ("task.claimed", b'{"from":"QUEUED","to":"CLAIMED","reason":"claim"}'),
+            ("task.running", b'{"from":"CLAIMED","to":"RUNNING","reason":"claim"}'),
+        ):
+            head, link = self.event(sid, head, salt, link, task, kind, payload)
+        execute(
+            "INSERT OR REPLACE INTO flows VALUES (?, '', ?, ?, ?)",
+            (sid, rank, start + 1048576 // weight, claims),
+        )
+        execute("UPDATE levels SET passed = passed + 1 WHERE pool = '' AND rank > ?", (rank,))
+        execute(
+            "UPDATE levels SET v = max(v, ?1), round = iif(?1 - mark >= 1048576, ?2 - mark_at,"
+            " round), mark_at = iif(?1 - mark >= 1048576, ?2, mark_at),"
+            " mark = iif(?1 - mark >= 1048576, ?1, mark) WHERE pool = '' AND rank = ?3",
+            (start, claims, rank),
+        )
+        execute("UPDATE pools SET claims = claims + 1, last_due = 0 WHERE pool = ''")
+        self.promote(sid)
+        self.move(sid, head, link)
+        return int(tid)
+
+    def move(self, sid: int, head: int, link: bytes) -> None:
+        self.execute(
+            "UPDATE sessions SET head = ?, link = ?, updated_at = ? WHERE sid = ?",
+            (head, link, NOW, sid),
+        )
+
+    def complete(self, tid: int, token: bytes) -> None:
+        sid, run_id, task_id, attempt, head, salt, link = self.row(
+            "SELECT t.sid, t.run_id, t.task_id, t.attempt, s.head, s.salt, s.link FROM tasks AS t"
+            " JOIN sessions AS s ON s.sid = t.sid"
+            " WHERE t.tid = ? AND t.lease_token = ? AND t.state = 'RUNNING'",
+            tid, token,
+        )  # fmt: skip
+        execute = self.execute
+        execute("INSERT OR REPLACE INTO task_results (tid, result) VALUES (?, ?)", (tid, b"null"))
+        head, link = self.event(
+            sid, head, salt, link, (tid, run_id, task_id, attempt), "task.succeeded",
+            b'{"from":"RUNNING","to":"SUCCEEDED","reason":"finished"}',
+        )  # fmt: skip
+        execute(
+            "UPDATE tasks SET state = 'SUCCEEDED', lease_owner = NULL, lease_token = NULL,"
+            " lease_until_mono = NULL, crashes = crashes - 1, ended_token = ?2, ended_hash = ?3,"
+            " ended_state = 'SUCCEEDED', stop_reason = 'end_turn', end_event = ?4,"
+            " reason = 'finished', updated_at = ?5"
+            " WHERE tid = ?1 AND lease_token = ?2 AND state = 'RUNNING'",
+            (tid, token, b"h" * 32, head, NOW),
+        )
+        execute(
+            "UPDATE sessions SET open = open - 1, turn = iif(turn = ?2, NULL, turn) WHERE sid = ?1",
+            (sid, tid),
+        )
+        self.promote(sid)
+        self.move(sid, head, link)
+
+    def cycles(self, count: int) -> float:
+        """Seconds for so many cycles, IN_FLIGHT a transaction as the writers have them."""
+        numbers = itertools.count()
+        began = time.perf_counter()
+        for _ in range(count // IN_FLIGHT):
+            tokens = [b"%016d" % next(numbers) for _ in range(IN_FLIGHT)]
+            for group in ("claim", "complete"):
+                self.execute("BEGIN IMMEDIATE")
+                if group == "claim":
+                    tids = [self.claim(token) for token in tokens]
+                else:
+                    for tid, token in zip(tids, tokens, strict=True):
+                        self.complete(tid, token)
+                self.execute("UPDATE writer SET batches = batches + 1")
+                self.execute("COMMIT")
+        return time.perf_counter() - began
+
+
+def rows_of(path: Path) -> dict[str, list[Any]]:
+    """All rows of all tables."""
+    connection = apsw.Connection(str(path), apsw.SQLITE_OPEN_READONLY)
+    try:
+        tables = connection.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table'"
+        ).fetchall()
+        return {
+            name: sorted(connection.execute(f"SELECT * FROM {name}").fetchall(), key=repr)
+            for (name,) in tables
+        }
+    finally:
+        connection.close()
+
+
+@pytest.mark.req("P-1", "P-7")
+@pytest.mark.timeout(300)
+def test_the_twin_is_as_short_as_a_bare_loop(benchmark: Any, tmp_path: Path) -> None:
+    """Else native : pure means nothing (P-7). Flushes are left out: they are the same."""
+    seconds: dict[str, list[float]] = {"native": [], "pure": [], "bare": []}
+
+    def one_round(number: int) -> None:
+        rows = []
+        for build in seconds:
+            home = tmp_path / f"{build}-{number}"
+            with opened(home, "native" if build == "bare" else build, threaded=False) as database:
+                fill(database, CYCLES + IN_FLIGHT, 8)
+                if build != "bare":
+                    before = database.stats()[4]
+                    spent = stepped(database, CYCLES)
+                    seconds[build].append(spent - (database.stats()[4] - before) / 1e9)
+            if build == "bare":
+                loop = BareLoop(database.path)
+                loop.execute("PRAGMA synchronous=OFF").fetchall()
+                seconds[build].append(loop.cycles(CYCLES))
+                loop.connection.close()
+            rows.append(rows_of(database.path))
+        assert rows[0] == rows[1] == rows[2]
+
+    numbers = itertools.count()
+    benchmark.pedantic(lambda: one_round(next(numbers)), rounds=ROUNDS, iterations=1)
+    cycle_us = {name: statistics.median(v) / CYCLES * 1e6 for name, v in seconds.items()}
+    benchmark.extra_info["us a cycle without its flush"] = {
+        name: round(value, 1) for name, value in cycle_us.items()
+    }
+    benchmark.extra_info["pure : bare"] = round(cycle_us["pure"] / cycle_us["bare"], 2)
+    benchmark.extra_info["pure : native"] = round(cycle_us["pure"] / cycle_us["native"], 1)
+    print(benchmark.extra_info)
+    assert cycle_us["pure"] <= 1.5 * cycle_us["bare"]
+    assert cycle_us["pure"] >= 2 * cycle_us["native"]
+
+
+async def through_write(database: Database, workers: int, cycles: int) -> list[float]:
+    """Claim + complete through the public calls; the latency of each call in seconds."""
+    latencies: list[float] = []
+    numbers = itertools.count()
+
+    async def timed(call: Awaitable[Any]) -> Any:
+        began = time.perf_counter()
+        answer = await call
+        latencies.append(time.perf_counter() - began)
+        return answer
+
+    async def worker() -> None:
+        while (number := next(numbers)) < cycles:
+            token = b"%016d" % number
+            claimed = await timed(database.write("claim", **claim_arguments(token)))
+            tid = claimed.parts[0][0]
+            await timed(
+                database.write(
+                    "heartbeat", live=True, tid=tid, token=token, lease_until_mono=40_000
+                )
+            )
+            await timed(database.write("complete", live=True, **complete_arguments(tid, token)))
+
+    await asyncio.gather(*(worker() for _ in range(workers)))
+    return latencies
+
+
+async def fill_on_loop(database: Database, tasks: int) -> None:
+    database.start(lambda events: None)
+    await asyncio.gather(*(database.apply(session_part(database, n)) for n in range(8)))
+    for start in range(0, tasks, 1_000):
+        await asyncio.gather(
+            *(
+                database.apply(task_part(database, number % 8 + 1, number))
+                for number in range(start, min(tasks, start + 1_000))
+            )
+        )
+
+
+@pytest.mark.req("P-1")
+@pytest.mark.timeout(300)
+def test_cycles_through_the_public_calls(benchmark: Any, tmp_path: Path) -> None:
+    """64 in flight, FULL: claim, heartbeat and complete, native against the twin."""
+    rates: dict[str, list[float]] = {build: [] for build in BUILDS}
+
+    async def run(database: Database) -> float:
+        await fill_on_loop(database, CYCLES)
+        began = time.perf_counter()
+        await through_write(database, IN_FLIGHT, CYCLES)
+        return CYCLES / (time.perf_counter() - began)
+
+    def one_round(number: int) -> None:
+        for build in BUILDS:
+            with opened(tmp_path / f"{build}-{number}", build) as database:
+                rates[build].append(uvloop.run(run(database)))
+
+    numbers = itertools.count()
+    benchmark.pedantic(lambda: one_round(next(numbers)), rounds=ROUNDS, iterations=1)
+    medians = {build: statistics.median(values) for build, values in rates.items()}
+    benchmark.extra_info["cycles a second"] = {name: round(v) for name, v in medians.items()}
+    benchmark.extra_info["native : pure"] = round(medians["native"] / medians["pure"], 2)
+    print(benchmark.extra_info)
+    assert medians["native"] >= 1.3 * medians["pure"]
+
+
+# -- latencies ------------------------------------------------------------------------------------
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+async def beside_a_busy_loop(database: Database, cycles: int) -> tuple[list[float], list[float]]:
+    """(latencies, flushes) in seconds while the loop computes, a millisecond a turn."""
+    await fill_on_loop(database, cycles)
+    flushes: list[float] = []
+    done = False
+
+    async def busy() -> None:
+        while not done:
+            end = time.perf_counter() + 0.001
+            while time.perf_counter() < end:
+                pass
+            flushes.append(database.stats()[3] / 1e9)
+            await asyncio.sleep(0)
+
+    spinning = asyncio.ensure_future(busy())
+    latencies = await through_write(database, IN_FLIGHT, cycles)
+    done = True
+    await spinning
+    return latencies, flushes
+
+
+@pytest.mark.req("P-1", "I-8")
+@pytest.mark.timeout(300)
+def test_p99_with_a_busy_loop(benchmark: Any, tmp_path: Path) -> None:
+    """Claim, heartbeat, complete at 64 in flight: p99 <= max(30 ms, 20 flush p99) on the disk.
+
+    The twin stands beside it, on the disk and where a flush costs nothing: there it is 2 to 10
+    times as slow, by how often its thread loses the GIL in mid-batch; that the neighbours of this
+    process decide, so the gate asks for 1.5 and the figure is printed (2026-11).
+    """
+    memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
+    latencies: dict[str, list[float]] = {}
+    flushes: list[float] = []
+
+    def one_round(number: int) -> None:
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            for build, (place, home) in itertools.product(
+                BUILDS, {"disk": tmp_path, "memory": Path(folder)}.items()
+            ):
+                with opened(home / f"{build}-{number}", build) as database:
+                    waited, flushed = uvloop.run(beside_a_busy_loop(database, CYCLES))
+                latencies.setdefault(f"{build}, {place}", []).extend(waited)
+                if (build, place) == ("native", "disk"):
+                    flushes.extend(flushed)
+
+    numbers = itertools.count()
+    benchmark.pedantic(lambda: one_round(next(numbers)), rounds=ROUNDS, iterations=1)
+    p99 = {name: percentile(values, 0.99) * 1e3 for name, values in latencies.items()}
+    flush_p99 = percentile(flushes, 0.99) * 1e3
+    benchmark.extra_info["p99 ms"] = {name: round(value, 1) for name, value in p99.items()}
+    benchmark.extra_info["flush p99 ms"] = round(flush_p99, 1)
+    print(benchmark.extra_info)
+    assert p99["native, disk"] <= max(30, 20 * flush_p99)
+    assert p99["native, memory"] <= p99["pure, memory"] / 1.5
+
+
+@pytest.mark.req("P-1", "Q-17")
+@pytest.mark.timeout(300)
+def test_a_claim_costs_the_same_whatever_waits(benchmark: Any, tmp_path: Path) -> None:
+    """1 thousand against 100 thousand queued, of 1 and of 10 thousand sessions, FULL. Whole claims
+    are judged; without its flush, which would hide it, the backlog is judged once more."""
+    backlogs = {
+        "1,000 tasks": (1_000, 1),
+        "100,000 tasks": (100_000, 1),
+        "100,000 tasks of 10,000 sessions": (100_000, 10_000),
+    }
+    whole: dict[str, list[float]] = {name: [] for name in backlogs}
+    unflushed: dict[str, list[float]] = {name: [] for name in backlogs}
+    with contextlib.ExitStack() as stack:
+        databases = {}
+        for number, (name, (tasks, sessions)) in enumerate(backlogs.items()):
+            home = tmp_path / str(number)
+            with opened(home, "native", threaded=False, synchronous="off") as database:
+                fill(database, tasks, sessions)
+            databases[name] = stack.enter_context(opened(home, "native", threaded=False))
+        tokens: Iterator[int] = itertools.count()
+
+        def claim(name: str) -> None:
+            """One claim, a batch of its own; microseconds."""
+            database = databases[name]
+            writer, flushed = database._writer, database.stats()[4]
+            part = database.bind("claim", **claim_arguments(b"%016d" % next(tokens)))
+            writer.submit((part,), True)
+            began = time.perf_counter_ns()
+            writer.step()
+            spent = time.perf_counter_ns() - began
+            assert writer.drain()[0][3][0][0] is not None
+            whole[name].append(spent / 1e3)
+            unflushed[name].append((spent - (database.stats()[4] - flushed)) / 1e3)
+
+        def one_round() -> None:
+            for _ in range(40):
+                for name in databases:
+                    claim(name)
+
+        one_round()  # warm caches
+        for values in (*whole.values(), *unflushed.values()):
+            values.clear()
+        benchmark.pedantic(one_round, rounds=3 * ROUNDS, iterations=1)
+    figures = {
+        "us a claim": {name: statistics.median(values) for name, values in whole.items()},
+        "without its flush": {name: statistics.median(v) for name, v in unflushed.items()},
+    }
+    for key, medians in figures.items():
+        benchmark.extra_info[key] = {name: round(value, 1) for name, value in medians.items()}
+    print(benchmark.extra_info)
+    small = figures["us a claim"]["1,000 tasks"]
+    assert all(value <= 1.3 * small for value in figures["us a claim"].values())
+    bare = figures["without its flush"]
+    assert bare["100,000 tasks"] <= 1.3 * bare["1,000 tasks"]
