@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
@@ -52,25 +52,24 @@ async def test_a_foreign_user_is_turned_away(house: House) -> None:
 async def status_of(house: House, target: str, headers: dict[str, str]) -> int:
     """The HTTP status that an upgrade gets."""
     try:
-        async with connect(
-            f"ws://127.0.0.1:{house.port}{target}",
-            additional_headers=headers,
-            user_agent_header=None,
-        ) as link:
-            assert link.response is not None
-            assert link.response.headers["Acp-Connection-Id"]
-            assert "Server" not in link.response.headers
-            return 101
-    except InvalidStatus as error:
-        assert TOKEN.encode() not in (error.response.body or b"")
-        if error.response.status_code == 401:
-            assert error.response.headers["WWW-Authenticate"] == "Bearer"
-        return error.response.status_code
+        link = await connect(f"ws://127.0.0.1:{house.port}{target}", additional_headers=headers)
+        response = link.response
+        await link.close()
+    except InvalidStatus as refused:
+        response = refused.response
+    assert response is not None
+    assert "Server" not in response.headers
+    assert TOKEN.encode() not in (response.body or b"")
+    if response.status_code == 101:
+        assert response.headers["Acp-Connection-Id"]
+    if response.status_code == 401:
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+    return response.status_code
 
 
 @wire()
 @pytest.mark.req("A-9", "A-12")
-async def test_upgrades(house: House, caplog: Any = None) -> None:
+async def test_upgrades(house: House) -> None:
     good = {"Authorization": f"Bearer {TOKEN}"}
     for target, headers, status in (
         ("/ws", good, 101),
@@ -247,11 +246,8 @@ async def test_a_place_that_cannot_be_is_named(house: House) -> None:
 @wire()
 @pytest.mark.req("R-3", "W-9")
 async def test_shutdown_is_told_and_sends_what_there_is(house: House) -> None:
-    lines, frames, vanilla = (
-        await house.unix(**OPTED_IN),
-        await house.ws(**OPTED_IN),
-        await house.ws(),
-    )
+    lines, frames = await house.unix(**OPTED_IN), await house.ws(**OPTED_IN)
+    vanilla = await house.ws()
     session = await lines.new_session()
     for client in (frames, vanilla):
         await client.call("session/resume", {"sessionId": session, "cwd": "/tmp"})

@@ -27,7 +27,7 @@ from goclaw.policy import default, document, pdp
 from goclaw.store import open_database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
     from goclaw.core.records import Attempt, Outcome, Session, Stream
@@ -194,7 +194,7 @@ class Lines:
 
     async def receive(self) -> bytes | None:
         line = await self.reader.readline()
-        return line or None
+        return line if line.endswith(b"\n") else None  # an aborted connection may end anywhere
 
     async def close(self) -> None:
         self.writer.close()
@@ -241,8 +241,9 @@ class Client:
         self._reading = asyncio.ensure_future(self._read())
 
     async def stop_reading(self) -> None:
-        """As a stuck program would: the socket's buffers fill up."""
+        """As a stuck program would, on lines: the socket's buffers fill up."""
         assert self._reading is not None
+        self.link.writer.transport.pause_reading()
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
 
@@ -429,11 +430,13 @@ async def opened(
         database.close()
 
 
-def wire(**options: Any) -> Callable[[Callable[[House], Any]], Callable[..., None]]:
+def wire(
+    *, loops: Iterable[str] = LOOPS, **options: Any
+) -> Callable[[Callable[[House], Any]], Callable[..., None]]:
     """A test of one house, on both event loops; ``options`` as ``opened``."""
 
     def decorated(test: Callable[[House], Any]) -> Callable[..., None]:
-        @pytest.mark.parametrize("loop", LOOPS)
+        @pytest.mark.parametrize("loop", [*loops])
         def run(home: Path, loop: str) -> None:
             async def whole() -> None:
                 async with opened(home, **options) as house:

@@ -1,0 +1,194 @@
+"""Proves what becomes of clients that do not keep up: the rule, the farewell, the way back.
+
+Owns sockets that nobody reads. Not in here: the counting itself (``test_gateway_outbox.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+import orjson
+import pytest
+from wire_support import OPTED_IN, TOKEN, Client, House, Lines, wire
+
+from goclaw.core import limits
+
+SMALL = 4096
+ME = {"_meta": {"goclaw": {"version": 1, "notifications": True, "clientId": "me"}}}
+
+
+async def small_unix(house: House) -> Client:
+    """A line client whose kernel takes little."""
+    raw = socket.socket(socket.AF_UNIX)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+    raw.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(raw, str(house.socket))
+    reader, writer = await asyncio.open_unix_connection(sock=raw, limit=limits.FRAME_BYTES_MAX)
+    client = Client(Lines(reader, writer))
+    house.clients.append(client)
+    await client.initialize(**ME)
+    return client
+
+
+@wire()
+@pytest.mark.req("W-9", "I-5")
+async def test_a_reader_that_stopped_is_closed_with_the_reason(house: House) -> None:
+    busy, stuck = await house.unix(**OPTED_IN), await small_unix(house)
+    session = await busy.new_session()
+    await stuck.call("_goclaw/session/subscribe", {"sessionId": session, "fromEventId": 0})
+    await stuck.stop_reading()
+    # the other client is served all the time, the turn waits for nobody
+    last = (await busy.turn(session, "bulk:1200x10000"))["_meta"]["goclaw"]["eventId"]
+    assert busy.event_ids(session) == list(range(1, last + 1))
+    async with asyncio.timeout(20):
+        while house.gateway.connections > 1:
+            await busy.call("_goclaw/system/status")
+    # what reached the kernel is a dense beginning
+    stuck.link.writer.transport.resume_reading()
+    stuck.read()
+    await stuck.until_closed()
+    got = stuck.event_ids(session)
+    assert got == list(range(1, len(got) + 1))
+    assert len(got) < last
+    # back again: told why, and nothing is lost
+    back = await house.unix(**ME)
+    block = await back.call(
+        "_goclaw/session/subscribe", {"sessionId": session, "fromEventId": len(got)}
+    )
+    close = block["lastClose"]
+    assert (close["code"], close["reason"]) == (1013, "goclaw:backpressure lag")
+    assert close["sent"][session] >= len(got)
+    await back.event("run.ended")
+    assert got + back.event_ids(session) == list(range(1, last + 1))
+    block = await back.call("_goclaw/session/subscribe", {"sessionId": session})
+    assert "lastClose" not in block  # told once
+
+
+@wire()
+@pytest.mark.req("W-9")
+async def test_the_farewell_of_a_websocket(house: House) -> None:
+    """A raw peer, since libraries read on their own."""
+    busy = await house.unix(**OPTED_IN)
+    session = await busy.new_session()
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+    raw.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(raw, ("127.0.0.1", house.port))
+    upgrade = (
+        f"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        f"Authorization: Bearer {TOKEN}\r\n\r\n"
+    )
+    await loop.sock_sendall(raw, upgrade.encode())
+    subscribe = {"sessionId": session, "fromEventId": 0}
+    for number, (method, params) in enumerate(
+        (
+            ("initialize", {"protocolVersion": 1, "clientCapabilities": OPTED_IN}),
+            ("_goclaw/session/subscribe", subscribe),
+        )
+    ):
+        message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        await loop.sock_sendall(raw, masked(orjson.dumps(message)))
+    async with asyncio.timeout(20):
+        while house.gateway.connections < 2 or not house.sids[1:]:
+            await busy.call("_goclaw/system/status")
+    await busy.turn(session, "bulk:1200x10000")
+    async with asyncio.timeout(20):
+        # still counted as connected: the close waits for the peer, at most CLOSE_MS_MAX
+        while b"goclaw:backpressure" not in str(house.gateway._roster._last_closes).encode():
+            await busy.call("_goclaw/system/status")
+    received = b""
+    while not received.endswith(b"goclaw:backpressure lag"):
+        received += await loop.sock_recv(raw, 1 << 20)
+    raw.close()
+    code, reason = closed_with(received)
+    assert (code, reason) == (1013, "goclaw:backpressure lag")
+    frames = list(unframed(received.partition(b"\r\n\r\n")[2]))
+    notice = orjson.loads(frames[-2][1])
+    assert notice["method"] == "_goclaw/backpressure"
+    assert notice["params"]["reason"] == "lag"
+    sent = notice["params"]["sent"][session]
+    ids = [
+        orjson.loads(data)["params"]["_meta"]["goclaw"]["eventId"]
+        for opcode, data in frames[:-2]
+        if opcode == 1 and b'"eventId"' in data and b'"id":' not in data[:30]
+    ]
+    assert ids == list(range(1, sent + 1))
+
+
+def masked(payload: bytes) -> bytes:
+    """A client's text frame with a zero mask."""
+    length = len(payload)
+    head = bytes((0x81, 0x80 | length)) if length < 126 else b"\x81\xfe" + struct.pack(">H", length)
+    return head + bytes(4) + payload
+
+
+def unframed(data: bytes):  # type: ignore[no-untyped-def]
+    """(opcode, payload) of every whole frame."""
+    at = 0
+    while at + 2 <= len(data):
+        opcode, length, header = data[at] & 15, data[at + 1], 2
+        if length == 126:
+            length, header = int.from_bytes(data[at + 2 : at + 4], "big"), 4
+        elif length == 127:
+            length, header = int.from_bytes(data[at + 2 : at + 10], "big"), 10
+        yield opcode, data[at + header : at + header + length]
+        at += header + length
+
+
+def closed_with(received: bytes) -> tuple[int, str]:
+    """The close frame's code and reason."""
+    *_, (opcode, payload) = unframed(received.partition(b"\r\n\r\n")[2])
+    assert opcode == 8
+    return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+
+@wire()
+@pytest.mark.req("W-9", "W-4")
+async def test_a_healthy_reader_from_far_back_is_never_counted(house: House) -> None:
+    writer = await house.unix(**OPTED_IN)
+    session = await writer.new_session()
+    for _ in range(4):
+        await writer.turn(session, "bulk:1000x6000")
+    readers = [await house.unix(**OPTED_IN), await house.ws(**OPTED_IN)]
+    for reader in readers:
+        await reader.call("_goclaw/session/subscribe", {"sessionId": session, "fromEventId": 0})
+    last = (await writer.turn(session, "bulk:3000x2000"))["_meta"]["goclaw"]["eventId"]
+    for reader in readers:
+        await reader.wait_for(
+            lambda m: m.get("params", {}).get("_meta", {}).get("goclaw", {}).get("eventId") == last
+        )
+        assert reader.event_ids(session) == list(range(1, last + 1))
+
+
+@wire(loops=["uvloop"])
+@pytest.mark.req("W-9", "I-5")
+async def test_answers_that_nobody_takes(house: House) -> None:
+    writer, stuck = await house.unix(), await small_unix(house)
+    session = await writer.new_session()
+    await writer.turn(session, "bulk:300x1000")
+    await stuck.stop_reading()
+    for _ in range(30):
+        await stuck.request("_goclaw/session/events", {"sessionId": session, "limit": 1000})
+    async with asyncio.timeout(20):
+        while house.gateway.connections > 1:
+            await writer.call("_goclaw/system/status")
+    back = await house.unix(**ME)
+    block = await back.call("_goclaw/session/subscribe", {"sessionId": session})
+    assert block["lastClose"]["reason"] == "goclaw:backpressure bytes"
+
+
+@wire(loops=["asyncio"])
+@pytest.mark.req("W-9")
+async def test_shutdown_does_not_wait_for_a_stuck_client(house: House) -> None:
+    busy, stuck = await house.unix(), await small_unix(house)
+    session = await busy.new_session()
+    await stuck.call("_goclaw/session/subscribe", {"sessionId": session, "fromEventId": 0})
+    await stuck.stop_reading()
+    await busy.turn(session, "bulk:300x5000")
+    async with asyncio.timeout(limits.CLOSE_MS_MAX / 1000 + 10):
+        await house.gateway.close()
+    assert house.gateway.connections == 0
