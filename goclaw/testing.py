@@ -13,15 +13,15 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from goclaw.core import limits
 from goclaw.core.errors import GoclawError, InvalidParams, ListenerFailed
+from goclaw.gateway.transports import FrameConnection, FrameTransport, listen_frames
 from goclaw.protocol.jsonrpc import Call, LineSplitter, Peer, Send, method_unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 __all__ = ["answers", "main"]
 
@@ -97,31 +97,42 @@ def _serve_stdio() -> None:
         sys.stdout.buffer.flush()
 
 
-async def _serve_rpc(connection: ServerConnection) -> None:
-    peer = Peer(batches=True)
-    async for message in connection:
-        data = message.encode() if isinstance(message, str) else message
-        for answer in answers(peer, data):
-            await connection.send(answer, text=True)
+class _Stub:
+    """The stub on a WebSocket: an owner of the daemon's own transport."""
+
+    def __init__(self, transport: FrameTransport) -> None:
+        self._transport = transport
+        self._peer = Peer(batches=True)
+
+    def receive(self, data: bytes) -> None:
+        for answer in answers(self._peer, data):
+            self._transport.write(self._transport.frame(answer))
+
+    def full(self) -> None:
+        self._transport.pause_reading()
+
+    def drained(self) -> None:
+        self._transport.resume_reading()
+
+    def lost(self) -> None:
+        pass
 
 
-async def _serve_echo(connection: ServerConnection) -> None:
-    async for message in connection:
-        await connection.send(message)
+async def _serve_rpc(connection: FrameConnection) -> None:
+    transport = FrameTransport(connection)
+    await transport.serve(_Stub(transport))
 
 
-async def _listen(handler: Callable[[ServerConnection], Any], port: int, bytes_max: int) -> None:
-    async def until_closed(connection: ServerConnection) -> None:
-        with contextlib.suppress(ConnectionClosed):  # however the peer ends it
-            await handler(connection)
+async def _serve_echo(connection: FrameConnection) -> None:
+    with contextlib.suppress(ConnectionClosed):  # however the peer ends it
+        async for message in connection:
+            await connection.send(message)
 
-    try:
-        server = await serve(
-            until_closed, HOST, port, max_size=bytes_max, compression=None, ping_interval=None
-        )
-    except OSError as error:
-        raise ListenerFailed(f"Port {port} cannot be opened: {error.strerror}.") from None
-    async with server:
+
+async def _listen(
+    handler: Callable[[FrameConnection], Awaitable[None]], port: int, bytes_max: int
+) -> None:
+    async with await listen_frames(handler, HOST, port, bytes_max=bytes_max) as server:
         address = server.sockets[0].getsockname()
         print(f"ready ws://{address[0]}:{address[1]}", flush=True)
         await server.serve_forever()

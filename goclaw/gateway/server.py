@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 from typing import TYPE_CHECKING, Final
-
-from websockets.asyncio.server import Server, serve
 
 from goclaw.core import limits, log
 from goclaw.core.decisions import Origin
@@ -23,24 +20,21 @@ from goclaw.gateway.access import Throttle, judge, peer_uid
 from goclaw.gateway.connection import Connection
 from goclaw.gateway.permits import Permits
 from goclaw.gateway.roster import Roster
-from goclaw.gateway.transports import FrameConnection, FrameTransport, LineTransport
+from goclaw.gateway.transports import FrameTransport, LineTransport, listen_frames
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from websockets.asyncio.server import ServerConnection
+    from websockets.asyncio.server import Server, ServerConnection
     from websockets.http11 import Request, Response
 
     from goclaw.gateway.services import Services
-    from goclaw.gateway.transports import Transport
+    from goclaw.gateway.transports import FrameConnection, Transport
 
 __all__ = ["Gateway"]
 
 _log = log.logger("gateway.server")
 _METHODS: Final = handlers.METHODS | work.METHODS
-
-# The library logs requests, whose headers hold the token: nothing of it goes anywhere.
-_mute = logging.Logger("goclaw-websockets", level=logging.CRITICAL + 1)
 
 
 class Gateway:
@@ -98,29 +92,13 @@ class Gateway:
 
     async def serve_ws(self, host: str, port: int) -> int:
         """Listen for WebSocket upgrades on a loopback address; the port in use. ListenerFailed."""
-        try:
-            self._ws = await serve(
-                self._serve_ws,
-                "127.0.0.1" if host == "localhost" else host,
-                port,
-                compression=None,
-                process_request=self._judge,
-                process_response=self._respond,
-                server_header=None,
-                open_timeout=limits.HANDSHAKE_MS_MAX / 1000,
-                ping_interval=limits.PING_MS / 1000,
-                ping_timeout=limits.PINGS_MISSED_MAX * limits.PING_MS / 1000,
-                close_timeout=limits.CLOSE_MS_MAX / 1000,
-                max_size=limits.FRAME_BYTES_MAX,
-                write_limit=limits.WRITE_BYTES_MAX,
-                logger=_mute,
-                create_connection=FrameConnection,
-            )
-        except OSError as error:
-            raise ListenerFailed(
-                f"{host}:{port} cannot be opened: {error.strerror}.",
-                hint="Is another program on that port? Choose one with --listen.",
-            ) from None
+        self._ws = await listen_frames(
+            self._serve_ws,
+            "127.0.0.1" if host == "localhost" else host,
+            port,
+            process_request=self._judge,
+            process_response=self._respond,
+        )
         bound: int = next(iter(self._ws.sockets)).getsockname()[1]
         return bound
 
@@ -166,8 +144,7 @@ class Gateway:
         if response.status_code == 101:
             response.headers["Acp-Connection-Id"] = str(connection.id)
 
-    async def _serve_ws(self, connection: ServerConnection) -> None:
-        assert isinstance(connection, FrameConnection)
+    async def _serve_ws(self, connection: FrameConnection) -> None:
         transport = FrameTransport(connection)
         await transport.serve(self._connect(transport, Origin.WS, f"connection_{connection.id}"))
 

@@ -6,29 +6,42 @@ here: what is sent when (``outbox``), who may connect (``access``).
 The trick: a server's frames are unmasked and its connection has no compression, so a frame that
 ``protocol.jsonrpc`` finished once for everybody is written straight to the library's transport. It
 is right while the state is OPEN, no extension is active and the library itself sends no fragmented
-message; ``test_wire_frames`` holds the library to that.
+message; ``test_wire_frames`` holds the library to that, and ``listen_frames`` is
+the one way to open such a listener.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import select
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 from goclaw.core import limits
+from goclaw.core.errors import ListenerFailed
 from goclaw.protocol.jsonrpc import LineSplitter, text_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-__all__ = ["FrameConnection", "FrameTransport", "LineTransport", "Owner", "Transport"]
+__all__ = [
+    "FrameConnection",
+    "FrameTransport",
+    "LineTransport",
+    "Owner",
+    "Transport",
+    "listen_frames",
+]
 
 _CLOSE_S: Final = limits.CLOSE_MS_MAX / 1000
+
+# The library logs requests, whose headers hold the token: nothing of it goes anywhere.
+_mute = logging.Logger("goclaw-websockets", level=logging.CRITICAL + 1)
 
 
 class Owner(Protocol):
@@ -196,6 +209,42 @@ class FrameConnection(ServerConnection):
         super().resume_writing()
         if self.owner is not None:
             self.owner.drained()
+
+
+async def listen_frames(
+    handler: Callable[[FrameConnection], Awaitable[None]],
+    host: str,
+    port: int,
+    *,
+    bytes_max: int = limits.FRAME_BYTES_MAX,
+    **checks: Any,
+) -> Server:
+    """Listen for upgrades as the trick needs it; ``checks``: the library's process_* functions.
+
+    A larger message is refused with 1009, a peer that misses its pings with 1011. ListenerFailed.
+    """
+    try:
+        return await serve(
+            cast("Callable[[ServerConnection], Awaitable[None]]", handler),
+            host,
+            port,
+            compression=None,
+            server_header=None,
+            open_timeout=limits.HANDSHAKE_MS_MAX / 1000,
+            ping_interval=limits.PING_MS / 1000,
+            ping_timeout=limits.PINGS_MISSED_MAX * limits.PING_MS / 1000,
+            close_timeout=_CLOSE_S,
+            max_size=bytes_max,
+            write_limit=limits.WRITE_BYTES_MAX,
+            logger=_mute,
+            create_connection=FrameConnection,
+            **checks,
+        )
+    except OSError as error:
+        raise ListenerFailed(
+            f"{host}:{port} cannot be opened: {error.strerror}.",
+            hint="Is another program on that port? Choose another one.",
+        ) from None
 
 
 class FrameTransport:

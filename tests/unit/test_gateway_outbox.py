@@ -95,6 +95,7 @@ class Bench:
         self.hub = Hub(database, SystemClock(), ring_bytes=1 << 22, ring_bytes_total=1 << 26)
         self.heads = {1: 0, 2: 0}
         self.slow: list[CloseReason] = []
+        self.stopped = asyncio.Event()
         self.pipe, self.outbox = self.client()
 
     def client(self) -> tuple[Pipe, Outbox]:
@@ -102,6 +103,7 @@ class Bench:
 
         def too_slow(reason: CloseReason) -> None:
             self.slow.append(reason)
+            self.stopped.set()
             box.stop(SubEvent.LIMIT)
 
         pipe.outbox = box = Outbox(self.hub, pipe, too_slow)
@@ -378,36 +380,41 @@ def test_a_quiet_socket_that_takes_nothing_is_closed_in_time(
         bench.say("a")
         bench.outbox.flush()
         async with asyncio.timeout(10):
-            while not bench.slow:
-                await asyncio.sleep(0.001)
+            await bench.stopped.wait()
         assert bench.slow == [CloseReason.STALL]
-        bench.outbox.stop(SubEvent.LIMIT)
 
     asyncio.run(main())
 
 
+@on_loop
 @pytest.mark.req("W-9")
-def test_a_socket_that_takes_a_little_lives(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_CHECK_S", 0.001)
+def test_a_socket_that_takes_a_little_lives(bench: Bench) -> None:
+    bench.say("x" * 200)
+    bench.outbox.flush()
+    for _ in range(3):
+        for _ in range(limits.STALL_CHECKS - 1):
+            bench.outbox._check_stall()
+        bench.pipe.take(1)
+        bench.outbox._check_stall()
+    assert bench.slow == []
+    bench.pipe.writable = True
+    for _ in range(2 * limits.STALL_CHECKS):
+        bench.outbox._check_stall()
+    assert bench.slow == []
+    bench.pipe.writable = False
+    bench.outbox._check_stall()
+    assert bench.slow == [CloseReason.STALL]
 
-    async def main() -> None:
-        bench = Bench(database)
-        bench.say("x" * 200)
-        bench.outbox.flush()
-        for _ in range(20):
-            checked = bench.outbox._stall_timer
-            while bench.outbox._stall_timer is checked:
-                await asyncio.sleep(0)
-            bench.pipe.take(1)
-        assert bench.slow == []
-        bench.pipe.take()
-        while bench.outbox._stall_timer is not None:
-            await asyncio.sleep(0)
-        bench.outbox.stop(SubEvent.GONE)
 
-    asyncio.run(main())
+@on_loop
+@pytest.mark.req("W-9")
+def test_nothing_is_watched_when_nothing_waits(bench: Bench) -> None:
+    bench.say("a")
+    bench.outbox.flush()
+    assert bench.outbox._stall_timer is not None
+    bench.pipe.take()
+    bench.outbox._check_stall()
+    assert bench.outbox._stall_timer is None
 
 
 @on_loop
