@@ -21,7 +21,7 @@ from goclaw.core import log
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import GoclawError
 from goclaw.core.faults import arm, faultpoint
-from goclaw.core.home import DaemonRecord, Home
+from goclaw.core.home import DaemonRecord, Home, policy_text
 from goclaw.engine import Engine
 from goclaw.gateway import Gateway, Services
 from goclaw.policy import default, document, pdp
@@ -70,7 +70,7 @@ class Policies:
 
     async def load(self) -> None:
         """Read policy.toml; stored before it is active. PolicyRefused keeps the one in force."""
-        text = self._home.policy.read_text("utf-8")
+        text = policy_text(self._home.policy)
         # Tools' paths are resolved before they are decided about; so is the rule's.
         policy = document.load(text, home=os.path.realpath(self._home.root))
         await self._database.write(
@@ -141,6 +141,8 @@ class Daemon:
         self.ready = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._drain_ms = 0
+        self._owner_left = False
         self._sids: set[int] = set()
         self._undo = contextlib.AsyncExitStack()
         self._quiet_since_ms = self.clock.mono_ms()
@@ -194,6 +196,8 @@ class Daemon:
         if address is not None:
             port = await self.gateway.serve_ws(address.host, address.port)
             self.ws_url = f"ws://{address.host}:{port}/ws"
+        undo.callback(self.home.remove_daemon_json)
+        undo.push_async_callback(self._stop_engine)
         self.engine.open_lanes()
         faultpoint("before_ready")
         self.ready = True
@@ -203,7 +207,6 @@ class Daemon:
                 version=goclaw.__version__, ws=self.ws_url, socket=str(self.socket_path),
             )
         )  # fmt: skip
-        undo.callback(self.home.remove_daemon_json)
         _log.info("ready", extra={"data": {"ws": self.ws_url, "native": _fast.NATIVE}})
 
     def _services(self) -> Services:
@@ -293,7 +296,7 @@ class Daemon:
     def _should_end(self) -> bool:
         connections = self.gateway.connections
         if self.embedded:
-            return self.gateway.had_client and connections == 0
+            return connections == 0 and (self.gateway.had_client or self._owner_left)
         if not self._idle_exit:
             return False
         now = self.clock.mono_ms()
@@ -302,13 +305,15 @@ class Daemon:
         return now - self._quiet_since_ms >= self.config.daemon.idle_exit_s * 1000
 
     async def _shut_down(self) -> None:
-        drain_ms = 0 if self._hurry.is_set() else self.config.daemon.drain_s * 1000
+        self._drain_ms = 0 if self._hurry.is_set() else self.config.daemon.drain_s * 1000
         self.engine.intake.closed = True
         self.ready = False
-        await self.gateway.announce_shutdown(drain_ms // 1000)
-        await self.engine.stop(drain_ms, self._hurry)
+        await self.gateway.announce_shutdown(self._drain_ms // 1000)
         await self._undo.aclose()
         _log.info("stopped")
+
+    async def _stop_engine(self) -> None:
+        await self.engine.stop(self._drain_ms, self._hurry)
 
 
 def settle_memory() -> None:

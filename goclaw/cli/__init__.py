@@ -68,10 +68,9 @@ def _keep(error: Exception) -> str:
     try:
         path = Home.locate(None, os.environ).logs / "cli.log"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o600)
+        with os.fdopen(os.open(path, flags, 0o600), "w", errors="backslashreplace") as file:
+            file.write(f"{rfc3339(SystemClock().wall_ms())}\n")
+            file.write("".join(traceback.format_exception(error)))
     except (OSError, GoclawError):
-        return "Set GOCLAW_HOME to a home to have the details logged."
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"{rfc3339(SystemClock().wall_ms())}\n")
-        file.write("".join(traceback.format_exception(error)))
+        return "Set GOCLAW_HOME to a home that can be written to have the details logged."
     return f"The details are in {path}."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import goclaw
 from goclaw.core.errors import UsageError
+from goclaw.core.home import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +50,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     Raises UsageError; ``--help`` and ``--version`` print and raise SystemExit(0).
     """
+    for argument in arguments:
+        if not is_text(argument):
+            raise UsageError(
+                f"The argument {_shown(argument)} is not UTF-8 text.",
+                hint="Write it in UTF-8; a file with such a name has to be renamed.",
+            )
     return build().parse_args(list(arguments) or ["--help"])
 
 
@@ -156,6 +163,11 @@ def _brain(parser: Any, about: str) -> None:
 
 def _json(parser: Any, about: str = "one object per line") -> None:
     parser.add_argument("--json", action="store_true", help=about)
+
+
+def _shown(argument: str) -> str:
+    text = ascii(argument)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _sentence(text: str) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from goclaw.cli import show
 from goclaw.cli.place import home_of
-from goclaw.core import limits
 from goclaw.core.clock import SystemClock
 from goclaw.core.decisions import ACTIONS, Context, Origin, ResourceForm, Subject, SubjectKind
 from goclaw.core.errors import PolicyRefused, UsageError
+from goclaw.core.home import policy_text
 from goclaw.policy import default, document, pdp
 
 if TYPE_CHECKING:
@@ -100,19 +100,8 @@ def explain(options: argparse.Namespace) -> int:
 
 def _load(home: Home, path: Path) -> pdp.Policy:
     """The policy of a file; the default one where the home has none yet."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(limits.POLICY_BYTES_MAX + 1).decode()
-    except FileNotFoundError:
-        if path != home.policy:
-            raise PolicyRefused(f"There is no file {path}.", hint="Check the path.") from None
-        text = default.TEXT
-    except UnicodeDecodeError:
-        raise PolicyRefused(f"{path} is not UTF-8 text.", hint="Save it as UTF-8.") from None
-    except OSError as error:
-        raise PolicyRefused(
-            f"{path} cannot be read: {error.strerror}.", hint="Check the path."
-        ) from None
+    is_new = path == home.policy and not path.exists()
+    text = default.TEXT if is_new else policy_text(path)
     return document.load(text, home=os.path.realpath(home.root), name=str(path))
 
 

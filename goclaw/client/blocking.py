@@ -86,8 +86,12 @@ class SyncClient:
             self._socket = self._reach()
             if self._socket is None:
                 raise gone(home)
-        self._connect()
-        self._wait(self._link.request("initialize", hello))
+        try:
+            self._connect()
+            self._wait(self._link.request("initialize", hello))
+        except BaseException:
+            self.close()  # a daemon ends, and a home is free, only when its clients have left
+            raise
 
     def __enter__(self) -> SyncClient:
         return self

@@ -6,6 +6,7 @@ database files, which only ``store/`` names.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,14 +16,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goclaw.core import limits
-from goclaw.core.errors import ConfigRefused, HomeInUse
+from goclaw.core.errors import ConfigRefused, HomeInUse, PolicyRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["DaemonRecord", "Home", "HomeLock"]
+__all__ = ["DaemonRecord", "Home", "HomeLock", "is_text", "policy_text"]
 
 _TOKEN_BYTES = 32
+_ELSEWHERE = (
+    "Choose another home with --home or GOCLAW_HOME, or mend this one's permissions or its disk."
+)
+
+
+def is_text(name: str) -> bool:
+    """False for a path, an argument or a variable whose bytes are not UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def policy_text(path: Path) -> str:
+    """The text of a policy file, up to its bound and one more; PolicyRefused when there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(limits.POLICY_BYTES_MAX + 1).decode()
+    except FileNotFoundError:
+        raise PolicyRefused(f"There is no file {path}.", hint="Check the path.") from None
+    except UnicodeDecodeError:
+        raise PolicyRefused(f"{path} is not UTF-8 text.", hint="Save it as UTF-8.") from None
+    except OSError as error:
+        raise PolicyRefused(
+            f"{path} cannot be read: {error.strerror}.", hint="Check the path."
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +96,11 @@ class Home:
         chosen = option or environ.get("GOCLAW_HOME") or "~/.goclaw"
         if "\0" in chosen:
             raise ConfigRefused("The path of the home holds a zero byte.", hint="Give a real path.")
+        if not is_text(chosen):
+            raise ConfigRefused(
+                f"The path of the home, {chosen!a}, is not UTF-8 text.",
+                hint="Choose another with --home or GOCLAW_HOME.",
+            )
         try:
             return cls(Path(os.path.abspath(Path(chosen).expanduser())))
         except RuntimeError:
@@ -144,9 +177,10 @@ class Home:
                 if not path.exists() and self._make_file(path, text):
                     made.append(f"{path}: {what}")
         except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
             raise ConfigRefused(
-                f"The home {self.root} cannot be prepared: {error.strerror} ({error.filename}).",
-                hint="Choose another home with --home or GOCLAW_HOME, or mend its permissions.",
+                f"The home {self.root} cannot be prepared: {error.strerror}{where}.",
+                hint=_ELSEWHERE,
             ) from None
         self.token()
         return made
@@ -239,7 +273,10 @@ class Home:
         )
 
     def write_daemon_json(self, record: DaemonRecord) -> None:
-        """Say that the daemon is ready; readers see the old file or the whole new one."""
+        """Say that the daemon is ready; readers see the old file or the whole new one.
+
+        Raises ConfigRefused when it cannot be written.
+        """
         text = json.dumps(
             {
                 "pid": record.pid,
@@ -250,8 +287,17 @@ class Home:
                 "socket": record.socket,
             }
         )
-        temporary = self._write_temporary(self.daemon_json, text)
-        os.replace(temporary, self.daemon_json)
+        try:
+            temporary = self._write_temporary(self.daemon_json, text)
+            try:
+                os.replace(temporary, self.daemon_json)
+            except OSError:
+                temporary.unlink()
+                raise
+        except OSError as error:
+            raise ConfigRefused(
+                f"{self.daemon_json} cannot be written: {error.strerror}.", hint=_ELSEWHERE
+            ) from None
 
     def read_daemon_json(self) -> DaemonRecord | None:
         """The record of the daemon, or None when there is none or it cannot be understood.
@@ -276,7 +322,8 @@ class Home:
 
     def remove_daemon_json(self) -> None:
         """Say that the daemon is gone. Twice is fine."""
-        self.daemon_json.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.daemon_json.unlink()
 
     def _holder(self, descriptor: int) -> int | None:
         text = os.pread(descriptor, 32, 0).strip()
@@ -332,10 +379,14 @@ class Home:
 
         # mkstemp makes the file 0600 under a name that nobody has
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text if text.endswith("\n") else text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text if text.endswith("\n") else text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk
+            os.unlink(name)
+            raise
         return Path(name)
 
 

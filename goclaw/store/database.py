@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 NAME: Final = "goclaw.db"
+_MEND: Final = "Put a whole copy in its place, or move it and its -wal away to begin anew."
 
 Event = tuple[int, int, int, str, int, "str | None", "str | None", int, "str | None", bytes]
 """sid, event_id, kind, type, at_ms, run_id, task_id, attempt, trace, payload."""
@@ -110,11 +111,7 @@ def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
         finally:
             connection.close()
     except (apsw.Error, OSError) as error:
-        raise _refuse(
-            path,
-            f"cannot be used ({error})",
-            "Check it with `goclaw doctor`, or restore a backup.",
-        ) from error
+        raise _refuse(path, f"cannot be used ({error})", _MEND) from error
 
 
 def _judged(path: Path, shipped: Sequence[tuple[int, str, str]]) -> int:
@@ -187,7 +184,7 @@ class Database:
                 threaded=threaded,
             )
         except (RuntimeError, ValueError) as error:
-            raise _refuse(path, f"does not open ({error})", "Run `goclaw doctor`.") from error
+            raise _refuse(path, f"does not open ({error})", _MEND) from error
         self._threaded = threaded
         self._waiting: dict[int, asyncio.Future[Committed]] = {}
         self._on_events: Callable[[list[Event]], None] = lambda events: None
@@ -316,9 +313,7 @@ class Database:
         try:
             return self._connection().execute(sql, arguments).fetchall()
         except apsw.Error as error:
-            raise StorageFailed(
-                f"The database cannot be read ({error}).", hint="Run `goclaw doctor`."
-            ) from error
+            raise self._unread(error) from error
 
     def fetch_page(self, sid: int, cursor: int, bytes_max: int) -> list[tuple[Any, ...]]:
         """Events after ``cursor``, at least one if there is one, within the bounds of one read."""
@@ -334,9 +329,7 @@ class Database:
                 if size >= bytes_max:
                     break
         except apsw.Error as error:
-            raise StorageFailed(
-                f"The database cannot be read ({error}).", hint="Run `goclaw doctor`."
-            ) from error
+            raise self._unread(error) from error
         return rows
 
     def fetch_packed(self, sid: int, cursor: int, bytes_max: int) -> tuple[bytes, int, int]:
@@ -353,10 +346,16 @@ class Database:
                 sid, cursor, limits.READ_ROWS_MAX, bytes_max, limits.FRAME_OVERHEAD_BYTES
             )
         except RuntimeError as error:
-            raise StorageFailed(
-                f"The database cannot be read ({error}).", hint="Run `goclaw doctor`."
-            ) from error
+            raise self._unread(error) from error
         return page
+
+    def _unread(self, error: Exception) -> GoclawError:
+        """Damage stays, whatever the disk does next; all else may pass."""
+        if isinstance(error, apsw.CorruptError | apsw.NotADBError) or "malformed" in str(error):
+            return DatabaseRefused(f"{self.path} is damaged ({error}).", hint=_MEND)
+        return StorageFailed(
+            f"The database cannot be read ({error}).", hint="Mend the disk, then ask again."
+        )
 
     async def read(self, query: str, /, **arguments: Any) -> list[tuple[Any, ...]]:
         """Run a query on a reader thread: it sees everything committed before the call."""

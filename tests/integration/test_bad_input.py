@@ -1,0 +1,126 @@
+"""A home that is damaged, a disk that is full, words that are no text: one sentence, no traceback.
+
+Owns what goes wrong before or while a daemon starts. Not in here: wrong words of a command line
+(``test_cli_verbs.py``), messages on the wire (``test_wire_access.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from roof_support import DEADLINE_MS, World, world
+
+from goclaw.client.blocking import SyncClient
+from goclaw.core.errors import PolicyDenied
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NO_TEXT = os.fsdecode(b"no\xfftext")
+
+
+@pytest.fixture
+def place(home: Path) -> Iterator[World]:
+    with world(home) as made:
+        (made.cwd / "file.txt").write_text("one two\n")
+        yield made
+
+
+def sentence(text: str) -> str:
+    """The one line, without what a first start tells."""
+    (line,) = [line for line in text.splitlines() if "first start" not in line]
+    assert "internal error" not in line, line
+    return line
+
+
+@pytest.mark.req("U-1")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", f"/word-count {NO_TEXT}"),
+        ("run", "x", "--session", NO_TEXT),
+        ("run", "x", "--key", NO_TEXT),
+        ("run", "x", "--brain", f"script:{NO_TEXT}"),
+        ("events", NO_TEXT),
+        ("task", "show", NO_TEXT),
+        ("cancel", NO_TEXT),
+        ("approvals", "answer", NO_TEXT, "allow"),
+        ("policy", "check", NO_TEXT),
+        ("status", "--home", NO_TEXT),
+        (NO_TEXT,),
+    ],
+)
+def test_an_argument_that_is_no_text_is_exit_2_and_makes_nothing(
+    place: World, words: tuple[str, ...]
+) -> None:
+    done = place.goclaw(*words, code=2)
+    assert r"no\udcfftext" in sentence(done.stderr)
+    assert not place.home.root.exists()
+
+
+@pytest.mark.req("U-1")
+@pytest.mark.parametrize("verb", [("run", "x"), ("serve",), ("status",)])
+def test_a_home_whose_path_is_no_text_is_exit_3(place: World, verb: tuple[str, ...]) -> None:
+    root = str(place.cwd / NO_TEXT)
+    done = place.goclaw(*verb, code=3, GOCLAW_HOME=root)
+    assert "is not UTF-8 text" in sentence(done.stderr)
+    assert not os.path.exists(root)
+
+
+@pytest.mark.req("U-1", "A-3")
+@pytest.mark.parametrize("verb", [("run", "x"), ("serve",), ("policy", "check")])
+def test_a_policy_that_cannot_be_read_is_exit_3(place: World, verb: tuple[str, ...]) -> None:
+    place.goclaw("run", "hello")
+    place.home.policy.write_bytes(b"\xff\xfe")
+    assert "is not UTF-8 text" in sentence(place.goclaw(*verb, code=3).stderr)
+    place.home.policy.unlink()
+    place.home.policy.mkdir()
+    assert "Is a directory" in sentence(place.goclaw(*verb, code=3).stderr)
+
+
+@pytest.mark.req("A-1", "U-2")
+def test_a_refused_client_leaves_at_once(place: World) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.settimeout(DEADLINE_MS / 1000)
+        refusal = {"code": PolicyDenied.rpc, "message": "No."}
+        theirs.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "error": refusal}).encode() + b"\n")
+        with pytest.raises(PolicyDenied) as caught:
+            SyncClient(place.home, reach=lambda: ours)
+        # Whoever holds the error, as the command line does, holds the client but no connection.
+        while theirs.recv(1 << 16):
+            continue
+    assert caught.value.message == "No."
+
+
+@pytest.mark.req("R-1")
+@pytest.mark.parametrize("verb", [("run", "x"), ("serve",), ("task", "list")])
+def test_a_start_that_fails_at_its_last_step_stops_what_it_had_started(
+    place: World, verb: tuple[str, ...]
+) -> None:
+    place.goclaw("run", "hello")
+    place.home.daemon_json.mkdir()
+    before = sorted(place.home.run.iterdir())
+    done = place.goclaw(*verb, code=3)
+    assert f"{place.home.daemon_json} cannot be written" in sentence(done.stderr)
+    assert sorted(place.home.run.iterdir()) == before
+    place.home.daemon_json.rmdir()
+    place.goclaw("run", "hello")
+
+
+@pytest.mark.req("S-3")
+def test_damage_in_the_middle_of_the_database_is_exit_5(place: World) -> None:
+    place.goclaw("run", "hello")
+    path = place.home.root / "goclaw.db"
+    for rest in place.home.root.glob("goclaw.db-*"):
+        rest.unlink()
+    content = bytearray(path.read_bytes())
+    content[4096 * 3 :] = b"\xa5" * (len(content) - 4096 * 3)
+    path.write_bytes(content)
+    for words in (("serve",), ("run", "x"), ("task", "list")):
+        assert "goclaw.db" in sentence(place.goclaw(*words, code=5).stderr)
