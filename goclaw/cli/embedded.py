@@ -24,9 +24,9 @@ __all__ = ["Embedded"]
 class Embedded:
     """A daemon that serves the Unix socket until its last client has left."""
 
-    def __init__(self, home: Home, overrides: dict[str, str]) -> None:
+    def __init__(self, home: Home) -> None:
         self._home = home
-        self._config = config.load(home.root, os.environ, overrides)
+        self._config = config.load(home.root, os.environ)
         self._started = threading.Event()
         self._failure: BaseException | None = None
         self._daemon: Daemon | None = None

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from goclaw.core import limits
+from goclaw.core.clock import SystemClock
 from goclaw.core.home import Home
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ def home_of(options: argparse.Namespace) -> Home:
 def prepare(home: Home) -> None:
     """Make what is missing in the home and say what was made (U-5)."""
     from goclaw.cli.show import tell
-    from goclaw.core.clock import SystemClock
     from goclaw.policy import default
 
     made = [
@@ -48,12 +49,18 @@ def brain_name(text: str | None) -> str | None:
 
 class Place:
     """A home with a client on it: of the daemon that is there, else of an embedded one, which ends
-    with its last client. Use it in a ``with``."""
+    with its last client. Use it in a ``with``.
 
-    def __init__(self, home: Home, overrides: dict[str, str] | None = None) -> None:
-        self._home, self._overrides = home, overrides or {}
+    A daemon that goes away meanwhile is waited for: whoever restarts it must find the home free.
+    ``takes_over``: after ``limits.TAKE_OVER_MS`` an embedded one takes its place.
+    """
+
+    def __init__(self, home: Home, *, takes_over: bool = False) -> None:
+        self._home, self._takes_over = home, takes_over
+        self._clock = SystemClock()
         self._embedded: Embedded | None = None
         self._client: SyncClient | None = None
+        self._lost_ms: int | None = None
 
     def __enter__(self) -> SyncClient:
         from goclaw.client.blocking import SyncClient
@@ -89,17 +96,26 @@ class Place:
 
         connection = dial(self._home)
         if connection is not None:
+            self._lost_ms = None
             return connection
+        if self._client is not None and not self._may_take_over():
+            return None
         if self._embedded is not None and self._embedded.is_alive():
             return None
         from goclaw.cli.embedded import Embedded
         from goclaw.core.errors import HomeInUse
 
         prepare(self._home)
-        embedded = Embedded(self._home, self._overrides)
+        embedded = Embedded(self._home)
         try:
             embedded.start()
         except HomeInUse:
             return None
         self._embedded = embedded
         return dial(self._home)
+
+    def _may_take_over(self) -> bool:
+        now = self._clock.mono_ms()
+        if self._lost_ms is None:
+            self._lost_ms = now
+        return self._takes_over and now - self._lost_ms >= limits.TAKE_OVER_MS

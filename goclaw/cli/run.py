@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         prepare(home)
         with SyncClient(home, start=True) as client:
             return _detach(client, options)
-    place = Place(home)
+    place = Place(home, takes_over=True)
     with place as client:
         return _Run(client, place, options).carry_out()
 

@@ -125,6 +125,7 @@ BATCH_MESSAGES_MAX: Final = 1_000  # of one JSON-RPC batch: two bytes of it can 
 DIAL_MS_MAX: Final = 2_000  # connecting to a local socket: longer means a daemon that hangs
 START_MS_MAX: Final = 60_000  # a daemon that drains (30 s) and another that starts
 RECONNECT_MS_MAX: Final = 10_000  # a client that starts no daemon waits this long for its return
+TAKE_OVER_MS: Final = 3_000  # a service manager has restarted its daemon by then, if there is one
 START_AGAIN_MS: Final = 200  # between two tries to start a daemon
 POLL_MS: Final = 20  # between two looks for a daemon that starts
 LOSSES_MAX: Final = 20  # connections in a row on which the daemon said nothing before it went
