@@ -44,12 +44,19 @@ def _chain_link(*values: Any) -> bytes:
         link
         + event_id.to_bytes(8, "big", signed=True)
         + at.to_bytes(8, "big", signed=True)
-        + b"".join(b"\0" if text is None else text.encode() + b"\0" for text in (kind, run, task))
+        + (b"%b\0%b\0%b\0" % (_bytes_of(kind), _bytes_of(run), _bytes_of(task)))
         + digest
     ).digest()
 
 
+def _bytes_of(text: str | None) -> bytes:
+    return b"" if text is None else text.encode()
+
+
 _MARKS = ("sid", "event_id", "salt", "link", "now", "tid", "run_id", "task_id", "attempt", "trace")
+
+
+_marks = operator.itemgetter(*_MARKS)
 
 
 class _Compiled(NamedTuple):
@@ -66,7 +73,10 @@ def _taking(names: Sequence[str]) -> Callable[[dict[str, Any]], tuple[Any, ...]]
     """The registers of these names, in order."""
     if len(names) > 1:
         return operator.itemgetter(*names)
-    return lambda registers: tuple([registers[name] for name in names])
+    if not names:
+        return lambda registers: ()
+    (name,) = names
+    return lambda registers: (registers[name],)
 
 
 class _RunAgain(Exception):
@@ -185,18 +195,22 @@ class Writer:
         self._check()
         if not isinstance(parts, tuple):
             raise TypeError(f"the parts are a {type(parts).__name__}, not a tuple")
+        late = False
         for index, values in parts:
-            if not 0 <= index < len(self._programs):
+            if not 0 <= index < len(self._compiled):
                 raise IndexError("no such program")
-            expected = len(self._programs[index][1])
+            program = self._compiled[index]
+            late |= program.late
+            expected = len(program.parameters)
             if len(values) != expected:
                 raise TypeError(f"program {index} takes {expected} parameters, not {len(values)}")
             for value in values:
-                if isinstance(value, int):
-                    value.to_bytes(8, "big", signed=True)  # OverflowError beyond 64 bits
-                elif isinstance(value, str):
+                if isinstance(value, str):
                     value.encode()  # UnicodeEncodeError for a lone surrogate
-                elif not (value is None or isinstance(value, (bytes, float))):
+                elif isinstance(value, int):
+                    if not -(1 << 63) <= value < 1 << 63:
+                        raise OverflowError("a parameter has more than 64 bits")
+                elif value is not None and not isinstance(value, (bytes, float)):
                     raise TypeError(
                         f"a parameter is a {type(value).__name__}; int, str, bytes, float or None"
                     )
@@ -206,7 +220,7 @@ class Writer:
             self._pending += 1
             self._next_ticket += 1
             ticket = self._next_ticket
-            self._queue.append((ticket, parts))
+            self._queue.append((late, ticket, parts))
             self._condition.notify()
         return ticket
 
@@ -298,14 +312,14 @@ class Writer:
 
     def _take(self) -> list[Any]:
         batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_max))]
-        batch.sort(key=lambda queued: any(self._compiled[index].late for index, _ in queued[1]))
+        batch.sort(key=operator.itemgetter(0))  # late ones last
         self._batches_run += bool(batch)
         self._operations_run += len(batch)
         return batch
 
     def _run_batch(self, batch: list[Any]) -> list[Any]:
         def all_failed(error: Exception, code: str = "storage_failed") -> list[Any]:
-            return [(ticket, code, str(error), [], []) for ticket, _ in batch]
+            return [(ticket, code, str(error), [], []) for _, ticket, _ in batch]
 
         try:
             if self._connection is None:
@@ -313,11 +327,11 @@ class Writer:
             execute = self._execute
             execute("BEGIN IMMEDIATE")
             try:
-                answers = [self._run_one(*queued, careful=False) for queued in batch]
+                answers = [self._run_one(ticket, parts, False) for _, ticket, parts in batch]
             except _RunAgain:
                 execute("ROLLBACK")
                 execute("BEGIN IMMEDIATE")
-                answers = [self._run_one(*queued, careful=True) for queued in batch]
+                answers = [self._run_one(ticket, parts, True) for _, ticket, parts in batch]
         except (apsw.Error, RuntimeError) as error:
             self._roll_back()
             return all_failed(error)
@@ -355,7 +369,7 @@ class Writer:
             self._connection.close(True)
         self._connection = None
 
-    def _run_one(self, ticket: int, parts: Any, *, careful: bool) -> Any:
+    def _run_one(self, ticket: int, parts: Any, careful: bool) -> Any:
         execute, connection = self._execute, self._connection
         assert connection is not None
         events: list[Any] = []
@@ -389,8 +403,11 @@ class Writer:
             first = len(events)
             ended = False
             for mode, code, sql, bindings, columns in program.steps:
+                found = execute(sql, bindings(registers))
+                if not columns and mode == _RUN:
+                    continue  # done by the first step: nothing to read
                 rows = 0
-                for row in execute(sql, bindings(registers)):
+                for row in found:
                     rows += 1
                     if mode == _EMIT:
                         events.append(self._emit(registers, *row))
@@ -415,15 +432,15 @@ class Writer:
     def _emit(self, r: dict[str, Any], kind: int, type_: str, payload: Any) -> tuple[Any, ...]:
         if isinstance(payload, str):
             payload = payload.encode()
-        digest = hashlib.sha256(r["salt"] + payload).digest()
-        event_id = r["event_id"] = r["event_id"] + 1
-        sid, now, run, task, attempt = r["sid"], r["now"], r["run_id"], r["task_id"], r["attempt"]
-        r["link"] = _chain_link(r["link"], event_id, now, type_, run, task, digest)
+        sid, event_id, salt, link, now, tid, run, task, attempt, trace = _marks(r)
+        digest = hashlib.sha256(salt + payload).digest()
+        event_id += 1
+        r["event_id"] = event_id
+        r["link"] = _chain_link(link, event_id, now, type_, run, task, digest)
         self._cursor.execute(
-            self._event_insert,
-            (sid, event_id, kind, type_, now, r["tid"], attempt, payload, digest),
+            self._event_insert, (sid, event_id, kind, type_, now, tid, attempt, payload, digest)
         )
-        return (sid, event_id, kind, type_, now, run, task, attempt, r["trace"], payload)
+        return (sid, event_id, kind, type_, now, run, task, attempt, trace, payload)
 
     def _checkpoint(self, *, idle: bool) -> None:
         connection, grown = self._connection, self._wal_pages - self._checkpointed

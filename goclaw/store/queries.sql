@@ -7,11 +7,11 @@
 --   step: refuse CODE    a row means: the operation fails with CODE and nothing changed
 --   step: stop           a row means: done, nothing more to do (also for the parts that follow)
 --   step: need           no row means: this program is done (the parts that follow still run)
---   step: emit           each row (kind, type, payload) becomes the session's next event. The writer
---                        gives it event_id + 1, its digest and the chain's next link, inserts it and,
---                        when the program ends, moves the session's head. Registers it needs: sid,
---                        event_id (the head so far), salt, link, now, tid, run_id, task_id, attempt,
---                        trace. After COMMIT the events go to the hub.
+--   step: emit           each row (kind, type, payload), in turn, becomes the session's next event.
+--                        The writer gives it event_id + 1, its digest and the chain's next link,
+--                        inserts it and, when the program ends, moves the session's head. Registers
+--                        it needs: sid, event_id (the head so far), salt, link, now, tid, run_id,
+--                        task_id, attempt, trace. After COMMIT the events go to the hub.
 -- "late" programs run after all others of their batch. A fragment is text, expanded when this file
 -- is read: <<name argument | argument>>. A query runs on the readers and changes nothing.
 -- RETURNING and triggers are left out of what every task passes through: each costs an ephemeral
@@ -45,9 +45,11 @@ SELECT number, checksum FROM migrations ORDER BY number;
 INSERT INTO migrations (number, checksum) VALUES (?, ?);
 
 -- What every event of a task needs; the condition says which task.
--- fragment: task condition
-SELECT t.tid, t.sid, t.run_id, t.task_id, t.kind AS task_kind, t.attempt, t.trace, t.state AS was,
+-- fragment: task_columns
+t.tid, t.sid, t.run_id, t.task_id, t.kind AS task_kind, t.attempt, t.trace, t.state AS was,
        s.head AS event_id, s.salt, s.link
+-- fragment: task condition
+SELECT <<task_columns>>
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid WHERE <<condition>>;
 
 -- fragment: live_task
@@ -196,8 +198,11 @@ INSERT INTO submissions (sid, key, hash, tid, created_at)
 SELECT :sid, :key, :hash, :tid, :now WHERE :key IS NOT NULL;
 -- step: run
 UPDATE sessions SET open = open + 1 WHERE sid = :sid;
-<<event_when :kind = 'prompt' | 1 | 'run.accepted' | json_object('origin', :origin, 'idempotencyKey', :key)>>
-<<event 1 | 'task.queued' | '{"from":null,"to":"QUEUED","reason":"accepted"}'>>
+-- step: emit
+SELECT 1 AS kind, 'run.accepted' AS type,
+       json_object('origin', :origin, 'idempotencyKey', :key) AS payload WHERE :kind = 'prompt'
+ UNION ALL
+SELECT 1, 'task.queued', '{"from":null,"to":"QUEUED","reason":"accepted"}';
 <<promote 0>>
 
 -- fragment: claim_head
@@ -217,20 +222,22 @@ UPDATE tasks
  WHERE tid = :tid;
 -- step: run
 UPDATE sessions SET turn = :tid WHERE :parallel = 0 AND :turn IS NULL AND sid = :sid;
-<<event 1 | 'task.claimed' | '{"from":"QUEUED","to":"CLAIMED","reason":"claim"}'>>
-<<event 1 | 'task.running' | '{"from":"CLAIMED","to":"RUNNING","reason":"claim"}'>>
+-- step: emit
+SELECT 1 AS kind, 'task.claimed' AS type,
+       '{"from":"QUEUED","to":"CLAIMED","reason":"claim"}' AS payload
+ UNION ALL
+SELECT 1, 'task.running', '{"from":"CLAIMED","to":"RUNNING","reason":"claim"}';
 -- step: run
 INSERT OR REPLACE INTO flows (sid, pool, rank, finish, served_at)
 VALUES (:sid, :pool, :rank, :start + 1048576 / :weight, :claims);
 -- step: run
-UPDATE levels SET passed = passed + 1 WHERE pool = :pool AND rank > :rank;
--- step: run
 UPDATE levels
-   SET v = max(v, :start),
-       round = iif(:start - mark >= 1048576, :claims - mark_at, round),
-       mark_at = iif(:start - mark >= 1048576, :claims, mark_at),
-       mark = iif(:start - mark >= 1048576, :start, mark)
- WHERE pool = :pool AND rank = :rank AND :due = 0;
+   SET passed = passed + (rank > :rank),
+       v = iif(rank = :rank AND :due = 0, max(v, :start), v),
+       round = iif(rank = :rank AND :due = 0 AND :start - mark >= 1048576, :claims - mark_at, round),
+       mark_at = iif(rank = :rank AND :due = 0 AND :start - mark >= 1048576, :claims, mark_at),
+       mark = iif(rank = :rank AND :due = 0 AND :start - mark >= 1048576, :start, mark)
+ WHERE pool = :pool AND rank >= :rank;
 -- step: run
 UPDATE pools SET claims = claims + 1, last_due = :due WHERE pool = :pool;
 <<promote 1048576>>
@@ -283,19 +290,21 @@ UPDATE tasks SET lease_until_mono = max(lease_until_mono, :lease_until_mono)
 -- program: complete tid token hash stop_reason result now
 -- RUNNING to SUCCEEDED. The same token and result again: the same answer.
 -- returns: state event_id
--- step: run
-SELECT NULL AS sid, 'SUCCEEDED' AS state;
--- step: run
-<<live_task>>
 -- step: stop
 SELECT ended_state AS state, end_event AS event_id FROM tasks
- WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
+ WHERE tid = :tid AND ended_token = :token AND ended_hash = :hash AND lease_token IS NOT :token;
 -- step: expect lease_lost
-SELECT 1 WHERE :sid IS NOT NULL;
+SELECT <<task_columns>>, 'SUCCEEDED' AS state
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
+ WHERE t.tid = :tid AND t.lease_token = :token AND t.state = 'RUNNING';
 -- step: run
 INSERT OR REPLACE INTO task_results (tid, result) VALUES (:tid, :result);
-<<event 1 | 'task.succeeded' | '{"from":"RUNNING","to":"SUCCEEDED","reason":"finished"}'>>
-<<event_when :task_kind = 'prompt' | 1 | 'run.ended' | json_object('state', 'SUCCEEDED', 'stopReason', :stop_reason)>>
+-- step: emit
+SELECT 1 AS kind, 'task.succeeded' AS type,
+       '{"from":"RUNNING","to":"SUCCEEDED","reason":"finished"}' AS payload
+ UNION ALL
+SELECT 1, 'run.ended', json_object('state', 'SUCCEEDED', 'stopReason', :stop_reason)
+ WHERE :task_kind = 'prompt';
 -- step: run
 UPDATE tasks
    SET state = 'SUCCEEDED', lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
@@ -308,14 +317,12 @@ UPDATE tasks
 -- RUNNING to RETRY_WAIT while budget is left, to DEAD_LETTER when it is used up or the failure is
 -- poison, to FAILED when it is not retryable.
 -- returns: state event_id failures
--- step: run
-SELECT NULL AS sid;
--- step: run
-<<live_task>>
 -- step: stop
 SELECT ended_state AS state, end_event AS event_id, failures FROM tasks
- WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
+ WHERE tid = :tid AND ended_token = :token AND ended_hash = :hash AND lease_token IS NOT :token;
 -- step: expect lease_lost
+<<live_task>>
+-- step: run
 SELECT failures + :retryable AS failures,
        iif(fingerprint IS :fingerprint, repeats + 1, 1) AS repeats,
        CASE WHEN :retryable = 0 THEN 'FAILED'
@@ -326,7 +333,7 @@ SELECT failures + :retryable AS failures,
             WHEN failures + 1 >= max_attempts THEN 'attempts_exhausted'
             WHEN fingerprint = :fingerprint AND repeats + 1 >= :poison THEN 'poison'
             ELSE :code END AS reason
-  FROM tasks WHERE :sid IS NOT NULL AND tid = :tid;
+  FROM tasks WHERE tid = :tid;
 -- step: run
 INSERT OR REPLACE INTO task_results (tid, error)
 VALUES (:tid, json_object('code', :code, 'message', :message));
@@ -364,15 +371,11 @@ SELECT 'QUEUED' AS state;
 -- waits for may have come while the attempt made up its mind: then it goes on at once. detail: more
 -- fields of the event, as JSON, or NULL.
 -- returns: ended_state end_event
--- step: run
-SELECT NULL AS sid;
--- step: run
-<<live_task>>
 -- step: stop
 SELECT ended_state, end_event FROM tasks
- WHERE :sid IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash;
+ WHERE tid = :tid AND ended_token = :token AND ended_hash = :hash AND lease_token IS NOT :token;
 -- step: expect lease_lost
-SELECT 1 WHERE :sid IS NOT NULL;
+<<live_task>>
 <<orphan_intents>>
 <<event 1 | 'task.suspended' | json_patch(json_object('from', 'RUNNING', 'to', 'SUSPENDED', 'reason', :reason, 'dueAt', :due_at), ifnull(:detail, '{}'))>>
 -- step: run
