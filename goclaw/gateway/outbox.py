@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from goclaw.core import limits, log
-from goclaw.core.errors import GoclawError, ReplayGap
+from goclaw.core.errors import ReplayGap
 from goclaw.protocol.messages import KINDS_OPTED_IN, KINDS_VANILLA
 from goclaw.protocol.session import CloseReason, SubEvent, SubState, step
 
@@ -276,7 +276,7 @@ class Outbox:
             if isinstance(self._ready[0], bytes):
                 return self._take_ready()
             if self._cold is None:
-                self._start(self._pull(self._ready[0]))
+                self._cold = self._start(self._pull(self._ready[0]))
             return None
         if not self._behind:
             return None
@@ -342,12 +342,20 @@ class Outbox:
 
     # -- reads that wait -----------------------------------------------------------------------
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        self._cold = asyncio.ensure_future(work)
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._worked)
+        return task
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            # The disk, or a fault of ours: the client comes back and goes on from its cursor.
+            _log.error("a read failed", exc_info=task.exception())
+            self._transport.close(1011, "goclaw:internal")
 
     def _read_on(self, sid: int, cursor: Cursor, position: int, pages_max: int) -> None:
         """Fetch pages of the store behind ``position``; several for a reader that keeps up."""
-        cursor.reading = asyncio.ensure_future(self._read(sid, cursor, position, pages_max))
+        cursor.reading = self._start(self._read(sid, cursor, position, pages_max))
 
     async def _read(self, sid: int, cursor: Cursor, position: int, pages_max: int) -> None:
         try:
@@ -356,14 +364,8 @@ class Outbox:
                 lines=self._transport.lines, pages_max=pages_max,
             )  # fmt: skip
         except ReplayGap:
-            cursor.reading = None
             if self._cursors.get(sid) is cursor:
                 self._too_slow(CloseReason.RETENTION)
-            return
-        except GoclawError as error:
-            cursor.reading = None
-            _log.error("read failed", extra={"data": {"error": str(error)}})
-            self._transport.close(1011, "goclaw:internal")
             return
         cursor.reading = None
         # Meanwhile the session may have been left, or subscribed anew from elsewhere; and what was
@@ -373,14 +375,8 @@ class Outbox:
         self._schedule()
 
     async def _pull(self, source: Source) -> None:
-        try:
-            data = await source.pull()
-        except GoclawError as error:
-            _log.error("history failed", extra={"data": {"error": str(error)}})
-            self._transport.close(1011, "goclaw:internal")
-            return
-        finally:
-            self._cold = None
+        data = await source.pull()
+        self._cold = None
         if self._open:
             if data:
                 self._write(data)

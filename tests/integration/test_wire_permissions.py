@@ -77,7 +77,7 @@ async def test_everybody_is_asked_and_the_first_answer_counts(house: House) -> N
 async def test_the_undecided_are_asked_again_behind_the_replay(house: House) -> None:
     one = await house.unix()
     session = await one.new_session()
-    await one.prompt(session, "chunks:50 ask:rm done")
+    await one.prompt(session, "bulk:2000x1000 ask:rm done")
     question = await asked(one)
     await one.close()
     for method, more in (

@@ -242,6 +242,31 @@ async def test_load_in_mid_turn_goes_on_live(house: House) -> None:
 
 
 @wire()
+@pytest.mark.req("W-10", "W-3")
+async def test_load_by_who_is_attached_already(house: House) -> None:
+    client = await house.unix(**OPTED_IN)
+    session = await client.new_session()
+    await client.turn(session, "bulk:300x1000")
+    request = await client.prompt(session, "chunks:400")
+    await client.wait_for(lambda m: '"0 "' in str(m).replace("'", '"'))
+    load_id = await client.request(
+        "session/load", {"sessionId": session, "cwd": "/tmp", "mcpServers": []}
+    )
+    answer = await client.answer(load_id)
+    head = answer["result"]["_meta"]["goclaw"]["headEventId"]
+    last = (await client.answer(request))["result"]["_meta"]["goclaw"]["eventId"]
+    at = client.messages.index(answer)
+    begin = next(i for i, m in enumerate(client.messages) if "'history': True" in str(m))
+    # nothing live between the first word of the past and the answer, and then from that cut on
+    assert not [m for m in client.messages[begin:at] if "'eventId'" in str(m)]
+    live = [
+        m["params"]["_meta"]["goclaw"]["eventId"] for m in client.messages[at:]
+        if "'eventId'" in str(m.get("params", {}).get("_meta"))
+    ]  # fmt: skip
+    assert live == list(range(head + 1, last + 1))
+
+
+@wire()
 @pytest.mark.req("W-10")
 async def test_load_of_a_long_session(house: House) -> None:
     one, two = await house.unix(), await house.unix()

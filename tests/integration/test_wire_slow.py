@@ -66,12 +66,8 @@ async def test_a_reader_that_stopped_is_closed_with_the_reason(house: House) -> 
     assert "lastClose" not in block  # told once
 
 
-@wire()
-@pytest.mark.req("W-9")
-async def test_the_farewell_of_a_websocket(house: House) -> None:
-    """A raw peer, since libraries read on their own."""
-    busy = await house.unix(**OPTED_IN)
-    session = await busy.new_session()
+async def raw_ws(house: House, session: str) -> tuple[socket.socket, bytes]:
+    """A subscribed WebSocket peer that reads no further than the answer: libraries read ahead."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
     raw.setblocking(False)
@@ -83,26 +79,31 @@ async def test_the_farewell_of_a_websocket(house: House) -> None:
         f"Authorization: Bearer {TOKEN}\r\n\r\n"
     )
     await loop.sock_sendall(raw, upgrade.encode())
+    hello = {"protocolVersion": 1, "clientCapabilities": OPTED_IN}
     subscribe = {"sessionId": session, "fromEventId": 0}
     for number, (method, params) in enumerate(
-        (
-            ("initialize", {"protocolVersion": 1, "clientCapabilities": OPTED_IN}),
-            ("_goclaw/session/subscribe", subscribe),
-        )
+        (("initialize", hello), ("_goclaw/session/subscribe", subscribe))
     ):
         message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         await loop.sock_sendall(raw, masked(orjson.dumps(message)))
-    async with asyncio.timeout(20):
-        while house.gateway.connections < 2 or not house.sids[1:]:
-            await busy.call("_goclaw/system/status")
-    await busy.turn(session, "bulk:1200x10000")
-    async with asyncio.timeout(20):
-        # still counted as connected: the close waits for the peer, at most CLOSE_MS_MAX
-        while b"goclaw:backpressure" not in str(house.gateway._roster._last_closes).encode():
-            await busy.call("_goclaw/system/status")
     received = b""
-    while not received.endswith(b"goclaw:backpressure lag"):
-        received += await loop.sock_recv(raw, 1 << 20)
+    async with asyncio.timeout(20):
+        while b'"streamId"' not in received:
+            received += await loop.sock_recv(raw, 1 << 12)
+    return raw, received
+
+
+@wire()
+@pytest.mark.req("W-9")
+async def test_the_farewell_of_a_websocket(house: House) -> None:
+    busy = await house.unix(**OPTED_IN)
+    session = await busy.new_session()
+    raw, received = await raw_ws(house, session)
+    await busy.turn(session, "bulk:1200x10000")
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(20):
+        while not received.endswith(b"goclaw:backpressure lag"):
+            received += await loop.sock_recv(raw, 1 << 20)
     raw.close()
     code, reason = closed_with(received)
     assert (code, reason) == (1013, "goclaw:backpressure lag")
@@ -117,6 +118,39 @@ async def test_the_farewell_of_a_websocket(house: House) -> None:
         if opcode == 1 and b'"eventId"' in data and b'"id":' not in data[:30]
     ]
     assert ids == list(range(1, sent + 1))
+
+
+@wire(loops=["uvloop"])
+@pytest.mark.req("W-9", "I-5")
+async def test_a_websocket_that_never_reads_again_is_cut_off(house: House) -> None:
+    busy = await house.unix(**OPTED_IN)
+    session = await busy.new_session()
+    raw, _ = await raw_ws(house, session)
+    await busy.turn(session, "bulk:1200x10000")
+    async with asyncio.timeout(limits.CLOSE_MS_MAX / 1000 + 10):
+        while house.gateway.connections > 1:
+            await busy.call("_goclaw/system/status")
+    raw.close()
+
+
+@wire()
+@pytest.mark.req("W-3", "W-9")
+async def test_a_late_reader_gets_the_answer_last(house: House) -> None:
+    """Less than the lag: the socket fills up, the turn ends, then the reader goes on."""
+    client = await small_unix(house)
+    session = await client.new_session()
+    request = await client.prompt(session, "wait:g bulk:300x10000")
+    await client.event("task.running")
+    await client.stop_reading()
+    house.open_gate("g")
+    busy = await house.unix()
+    async with asyncio.timeout(20):
+        while (await house.engine.active_turn(await house.engine.intake.session(session)))[0]:
+            await busy.call("_goclaw/system/status")
+    client.link.writer.transport.resume_reading()
+    client.read()
+    last = (await client.answer(request))["result"]["_meta"]["goclaw"]["eventId"]
+    assert client.event_ids(session) == list(range(1, last + 1))
 
 
 def masked(payload: bytes) -> bytes:

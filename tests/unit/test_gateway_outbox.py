@@ -14,6 +14,7 @@ import pytest
 
 from goclaw.core import limits
 from goclaw.core.clock import SystemClock
+from goclaw.core.errors import StorageFailed
 from goclaw.core.records import Session
 from goclaw.engine.hub import Hub
 from goclaw.gateway import outbox as module
@@ -40,6 +41,7 @@ class Pipe:
         self.paused = False
         self.writable = False
         self.closed: tuple[int, str] | None = None
+        self.gone = asyncio.Event()
 
     def frame(self, message: bytes) -> bytes:
         return message + b"\n"
@@ -74,6 +76,7 @@ class Pipe:
 
     def close(self, code: int, reason: str) -> None:
         self.closed = code, reason
+        self.gone.set()
 
     def abort(self) -> None: ...
 
@@ -332,6 +335,52 @@ def test_a_loop_that_is_late_blames_no_reader(bench: Bench) -> None:
     bench.pipe.writable = False
     bench.publish(limits.LAG_EVENTS_MAX)
     assert bench.slow == [CloseReason.LAG]
+
+
+@on_loop
+@pytest.mark.req("W-9")
+def test_a_reader_that_caught_up_is_counted_no_more(bench: Bench) -> None:
+    bench.subscribe(0)
+    bench.fill()
+    bench.pipe.take()
+    bench.publish(2 * limits.LAG_EVENTS_MAX)
+    assert bench.slow == []
+
+
+@on_loop
+@pytest.mark.req("W-9", "W-12")
+async def test_retention_that_passes_a_cursor_closes(bench: Bench) -> None:
+    bench.publish(5)  # before anybody watches: only the store could have them
+    # ... and the oldest that the store has left is the fifth
+    bench.hub._database.fetch_packed = lambda *_: (b"?", 5, 5)  # type: ignore[method-assign]
+    bench.subscribe(2)
+    await bench.stopped.wait()
+    assert bench.slow == [CloseReason.RETENTION]
+
+
+@on_loop
+@pytest.mark.req("S-7")
+async def test_a_disk_that_cannot_be_read_ends_the_connection(bench: Bench) -> None:
+    def broken(*_: object) -> Any:
+        raise StorageFailed("The database cannot be read.")
+
+    bench.publish(5)
+    bench.hub._database.fetch_packed = broken  # type: ignore[method-assign]
+    bench.subscribe(0)
+    await bench.pipe.gone.wait()
+    assert bench.pipe.closed == (1011, "goclaw:internal")
+
+
+@on_loop
+@pytest.mark.req("S-7")
+async def test_a_history_that_cannot_be_read_ends_the_connection(bench: Bench) -> None:
+    class Broken:
+        async def pull(self) -> bytes:
+            raise StorageFailed("The database cannot be read.")
+
+    bench.outbox.send_source(Broken())
+    await bench.pipe.gone.wait()
+    assert bench.pipe.closed == (1011, "goclaw:internal")
 
 
 @on_loop
