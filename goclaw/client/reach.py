@@ -79,6 +79,7 @@ class Starter:
         connection = dial(self._home)
         if connection is not None:
             self._begun_ms = self._held = None
+            self._dismiss()
             return connection
         now = self._clock.mono_ms()
         if self._begun_ms is None:
@@ -118,6 +119,16 @@ class Starter:
         elif code > 0:
             self._begun_ms = None
             raise _refusal(code, self._said())
+
+    def _dismiss(self) -> None:
+        """Somebody else was quicker: ours would only wait to take over when that one ends."""
+        record = self._home.read_daemon_json()
+        if self._child is not None and record is not None and record.pid != self._child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGTERM)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._child, 0)
+            self._child = None
 
     def _spawn(self) -> None:
         output = self._open_output()

@@ -107,9 +107,7 @@ class World:
         return True
 
     def close(self) -> None:
-        """Leave no process behind."""
-        with contextlib.suppress(OSError):
-            self.end(signal.SIGKILL)
+        """Leave no process behind; first whoever would start a daemon again."""
         for child in self.children:
             child.kill()
             child.wait()
@@ -117,6 +115,7 @@ class World:
                 if pipe is not None:
                     with contextlib.suppress(OSError):
                         pipe.close()
+        self.end(signal.SIGKILL)
 
 
 @contextlib.contextmanager

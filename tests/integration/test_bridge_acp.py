@@ -55,6 +55,10 @@ def test_two_bridges_at_once_share_one_daemon(place: World) -> None:
     bridges = [Bridge(place) for _ in range(2)]
     found = {b.greet()["agentCapabilities"]["_meta"]["goclaw"]["bootId"] for b in bridges}
     assert len(found) == 1
+    for bridge in bridges:  # and the one that was not needed is gone
+        children = f"/proc/{bridge.process.pid}/task/{bridge.process.pid}/children"
+        with open(children) as file:
+            assert set(map(int, file.read().split())) <= {place.pid()}
     assert [bridge.close() for bridge in bridges] == [0, 0]
 
 
