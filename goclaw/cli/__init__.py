@@ -25,6 +25,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line; the exit code. Never raises, but for ``--help``."""
+    _hold_descriptors()
     try:
         return _carry_out(sys.argv[1:] if arguments is None else arguments)
     except GoclawError as error:
@@ -33,11 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read us has enough; nothing more can be said, not even at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _mute()  # whoever read us has enough
         return 1
     except Exception as error:  # the edge: a fault of ours is one line here and whole in the log
+        if isinstance(error, OSError) and _is_of_output(error):
+            _mute()
+            _tell(f"The output cannot be written: {error.strerror}. Send it where there is room.")
+            return 1
         where = _keep(error)
         _tell(f"An internal error: {type(error).__name__}: {error}. {where}")
         return INTERNAL
@@ -51,6 +54,37 @@ def _carry_out(arguments: Sequence[str]) -> int:
     code: int = getattr(module, options.function)(options)
     sys.stdout.flush()
     return code
+
+
+def _hold_descriptors() -> None:
+    """Take 0, 1 and 2 where the caller closed them: a socket or a file of ours would get there,
+    and whatever is printed into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+    if sys.__stdin__ is None:
+        sys.stdin = os.fdopen(0)
+    if sys.__stdout__ is None:
+        sys.stdout = os.fdopen(1, "w")
+    if sys.__stderr__ is None:
+        sys.stderr = os.fdopen(2, "w")
+
+
+def _is_of_output(error: OSError) -> bool:
+    """True when printing raised it: files have names, sockets are none of this package's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return error.filename is None and f"{where}.".startswith(f"{__name__}.")
+
+
+def _mute() -> None:
+    """Nothing more can be said, not even at exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _tell(text: str) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from roof_support import DEADLINE_MS, World, world
+from roof_support import DEADLINE_MS, GOCLAW, World, world
 
 from goclaw.client.blocking import SyncClient
+from goclaw.client.reach import dial
 from goclaw.core.errors import PolicyDenied
 
 if TYPE_CHECKING:
@@ -124,3 +126,52 @@ def test_damage_in_the_middle_of_the_database_is_exit_5(place: World) -> None:
     path.write_bytes(content)
     for words in (("serve",), ("run", "x"), ("task", "list")):
         assert "goclaw.db" in sentence(place.goclaw(*words, code=5).stderr)
+
+
+def closed(number: int, *words: str) -> list[str]:
+    """A shell's command line on which the descriptor is closed, not empty."""
+    return ["sh", "-c", f'exec "$@" {number}>&-', "sh", *GOCLAW, *words]
+
+
+@pytest.mark.req("U-2")
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("words", [("run", "/word-count file.txt"), ("task", "list"), ("acp",)])
+def test_a_closed_descriptor_stops_no_command(
+    place: World, words: tuple[str, ...], number: int
+) -> None:
+    place.goclaw("run", "hello")
+    done = subprocess.run(
+        closed(number, *words), env=place.environ, cwd=place.cwd, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=DEADLINE_MS / 1000, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.req("U-2")
+def test_a_daemon_with_closed_descriptors_serves_on(place: World) -> None:
+    place.goclaw("run", "hello")
+    command = closed(1, "serve")
+    command[2] += " 2>&- 0>&-"
+    child = subprocess.Popen(command, env=place.environ, cwd=place.cwd)
+    place.children.append(child)
+    client = SyncClient(place.home, reach=lambda: dial(place.home))
+    for _ in range(3):
+        client.close()
+        client = SyncClient(place.home)
+        assert client.status().ready
+    client.close()
+    assert place.end()
+    assert child.wait(DEADLINE_MS / 1000) == 0
+
+
+@pytest.mark.req("U-1")
+@pytest.mark.parametrize(
+    "words", [("run", "/word-count file.txt"), ("run", "x", "--json"), ("task", "list")]
+)
+def test_output_that_finds_no_room_is_one_sentence(place: World, words: tuple[str, ...]) -> None:
+    place.goclaw("run", "hello")
+    with open("/dev/full", "w") as full:
+        child = place.popen(*words, stdout=full)
+        assert child.stderr is not None
+        assert "output cannot be written: No space left" in sentence(child.stderr.read())
+        assert child.wait(DEADLINE_MS / 1000) == 1
