@@ -152,8 +152,8 @@ async def _reopen(connection: Connection, params: Params) -> Session:
 async def _load(connection: Connection, params: Params) -> Reply:
     session = await _reopen(connection, params)
     block = await session_block(connection, session, params)
-    # From here to the end nothing waits: history up to the head that was read, then live from it.
-    connection.outbox.suspend(session.sid)
+    # From here to ``then`` nothing waits, so nothing can come between: the past up to the head
+    # that was read, the answer, and behind it a cursor at that head instead of any older one.
     connection.outbox.send_source(
         History(connection.engine, session, session.head, connection.frame)
     )

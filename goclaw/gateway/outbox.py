@@ -170,20 +170,13 @@ class Outbox:
 
     def unsubscribe(self, sid: int, event: SubEvent = SubEvent.UNSUBSCRIBE) -> None:
         """Forget the cursor; what waited for its events goes now. Twice is fine."""
-        self._detach(sid, event)
-        self._release(sid, None)
-        self._schedule()
-
-    def suspend(self, sid: int) -> None:
-        """Forget the cursor, keep what waits for events: a new cursor follows (session/load)."""
-        self._detach(sid, SubEvent.UNSUBSCRIBE)
-
-    def _detach(self, sid: int, event: SubEvent) -> None:
         cursor = self._cursors.pop(sid, None)
         if cursor is not None:
             cursor.move(event)
             self._behind.pop(sid, None)
             self._hub.unwatch(sid, self)
+        self._release(sid, None)
+        self._schedule()
 
     def _release(self, sid: int, position: int | None) -> None:
         """Give what waited for events up to ``position`` (None: any) its place in the order."""

@@ -219,7 +219,6 @@ def test_what_waits_survives_a_new_cursor(bench: Bench) -> None:
     bench.subscribe(0)
     bench.publish(2)
     bench.say("end", after=(1, 4))
-    bench.outbox.suspend(1)
     bench.say("history")
     bench.subscribe(2)
     bench.publish(2)
