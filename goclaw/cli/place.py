@@ -77,10 +77,13 @@ class Place:
             self._client.close()
         self._leave()
 
-    def hurry(self) -> None:
-        """Do not wait for other clients of an embedded daemon."""
+    def hurry(self, *, at_once: bool = False) -> None:
+        """Do not wait for other clients of an embedded daemon; ``at_once``: nor for what it runs,
+        which goes back to the queue."""
         if self._embedded is not None:
             self._embedded.stop()
+            if at_once:
+                self._embedded.stop()
 
     def _leave(self) -> None:
         if self._embedded is not None:

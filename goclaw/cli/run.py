@@ -180,7 +180,7 @@ class _Run:
         def interrupted(_number: int, _frame: Any) -> None:
             self._interrupts += 1
             if self._interrupts > 1:
-                self._place.hurry()
+                self._place.hurry(at_once=True)
                 raise KeyboardInterrupt
 
         def cancel() -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from roof_support import DEADLINE_MS, GOCLAW, World, script_file, world
 
+from goclaw.cli.place import Place
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -225,6 +227,25 @@ def test_a_second_ctrl_c_leaves(place: World) -> None:
         assert child.wait(DEADLINE_MS / 1000) == 130
     finally:
         os.kill(place.pid() or 0, signal.SIGCONT)
+
+
+@pytest.mark.req("Q-11", "R-3")
+@pytest.mark.parametrize(("at_once", "state"), [(True, "QUEUED"), (False, "SUCCEEDED")])
+def test_leaving_at_once_hands_back_what_runs(
+    place: World, monkeypatch: pytest.MonkeyPatch, at_once: bool, state: str
+) -> None:
+    monkeypatch.chdir(place.cwd)
+    brain = script_file(place.cwd, [{"say": "a b c d", "chunks": 4, "delayMs": 500}])
+    embedding = Place(place.home)
+    with embedding as client:
+        session = client.new_session(brain=brain).session_id
+        prompted = client.submit("go", session=session)
+        client.accepted(prompted)
+        while not any(event.type == "task.running" for event in client.history(session)):
+            continue
+        embedding.hurry(at_once=at_once)
+    (task,) = place.lines("task", "list", "--session", session)
+    assert task["state"] == state
 
 
 def read_until(child: subprocess.Popen[str], kind: str) -> dict[str, Any]:
