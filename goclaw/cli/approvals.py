@@ -42,7 +42,10 @@ def list_approvals(options: argparse.Namespace) -> int:
 
 def answer(options: argparse.Namespace) -> int:
     """Answer one."""
-    with Place(home_of(options)) as client:
+    home = home_of(options)
+    with Place(home) as client:
         outcome = client.resolve(options.approval, options.option)
     print(f"answered: {outcome}")
+    if home.read_daemon_json() is None:
+        show.tell("No daemon is running: `goclaw serve`, or a run in its session, goes on with it.")
     return 0

@@ -50,11 +50,12 @@ class Embedded:
         if self._loop is not None and self._daemon is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._daemon.request_stop)
 
-    def join(self) -> None:
-        """Leave it: it ends when its last client has left; wait for that."""
+    def join(self, wait_ms: int | None = None) -> bool:
+        """Leave it: it ends when its last client has left; wait for that. False: it has not yet."""
         if self._loop is not None and self._daemon is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._daemon.owner_left)
-        self._thread.join()
+        self._thread.join(None if wait_ms is None else wait_ms / 1000)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         # Ctrl-C is for the thread that waits; the threads made from here on inherit this.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from goclaw.cli.show import tell
 from goclaw.core import limits
 from goclaw.core.clock import SystemClock
 from goclaw.core.home import Home
@@ -29,7 +30,6 @@ def home_of(options: argparse.Namespace) -> Home:
 
 def prepare(home: Home) -> None:
     """Make what is missing in the home and say what was made (U-5)."""
-    from goclaw.cli.show import tell
     from goclaw.policy import default
 
     made = [
@@ -87,7 +87,9 @@ class Place:
 
     def _leave(self) -> None:
         if self._embedded is not None:
-            self._embedded.join()
+            if not self._embedded.join(limits.LEAVE_MS):
+                tell("Done here, but other programs use this daemon. Ctrl-C leaves them.")
+                self._embedded.join()
             self._embedded = None
 
     def _reach(self) -> socket.socket | None:

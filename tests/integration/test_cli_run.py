@@ -248,6 +248,23 @@ def test_leaving_at_once_hands_back_what_runs(
     assert task["state"] == state
 
 
+@pytest.mark.req("U-2")
+def test_a_run_that_waits_for_other_clients_says_so(place: World) -> None:
+    owner = place.popen("run", "/sleep 600", "--json")
+    session = read_until(owner, "task.suspended")["sessionId"]
+    follower = place.popen("events", session, "--follow", "--json")
+    assert follower.stdout is not None
+    follower.stdout.readline()
+    place.goclaw("cancel", place.lines("task", "list")[0]["taskId"])
+    assert owner.stderr is not None
+    said = ""
+    while "other programs use this daemon" not in said:
+        said = owner.stderr.readline()
+        assert said
+    follower.send_signal(signal.SIGINT)
+    assert owner.wait(DEADLINE_MS / 1000) == 11
+
+
 def read_until(child: subprocess.Popen[str], kind: str) -> dict[str, Any]:
     assert child.stdout is not None
     for line in child.stdout:

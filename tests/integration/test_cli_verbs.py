@@ -194,6 +194,19 @@ def test_skills_are_listed_without_a_daemon(place: World) -> None:
     assert str(broken) in done.stderr
 
 
+@pytest.mark.req("A-7", "U-2")
+@pytest.mark.parametrize("served", [False, True])
+def test_an_answer_that_nobody_carries_out_says_so(place: World, served: bool) -> None:
+    brain = script_file(place.cwd, [{"ask": "Now?"}])
+    if served:
+        place.serve()
+    place.goclaw("run", "go", "--brain", brain, code=12)
+    (question,) = place.lines("approvals", "list")
+    done = place.goclaw("approvals", "answer", question["approvalId"], "allow")
+    assert done.stdout == "answered: allow\n"
+    assert ("No daemon is running" in done.stderr) is not served
+
+
 # -- bad input -----------------------------------------------------------------------------------
 
 
