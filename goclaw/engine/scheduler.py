@@ -77,6 +77,7 @@ class Scheduler:
         self._chores: list[asyncio.Task[None]] = []
         self._stopping = False
         self._claiming: set[bytes] = set()  # tokens of claims that no lane has taken up yet
+        self._giving: set[asyncio.Future[Committed]] = set()  # leases on their way back
         self._started: set[tuple[str | None, int]] = set()  # on disk RUNNING, not in live yet
         self.live: dict[tuple[str | None, int], LiveAttempt] = {}
         """Live attempts of goclaw's own lanes, by task id and attempt."""
@@ -254,6 +255,8 @@ class Scheduler:
             reason="handed_back", now=self._clock.wall_ms(),
         )  # fmt: skip
         given.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._giving.add(given)
+        given.add_done_callback(self._giving.discard)
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -319,6 +322,8 @@ class Scheduler:
             _log.error("a lane did not end")
             self._give_back(token)
         await asyncio.gather(*self._chores, return_exceptions=True)
+        if self._giving:  # on disk before the stop is over, unless the disk is stuck
+            await asyncio.wait(set(self._giving), timeout=limits.CLOSE_MS_MAX / 1000)
 
 
 async def _settled(lanes: list[asyncio.Task[None]], wait_ms: int, hurry: asyncio.Event) -> None:
