@@ -77,7 +77,7 @@ class Scheduler:
         self._chores: list[asyncio.Task[None]] = []
         self._stopping = False
         self._claiming: set[bytes] = set()  # tokens of claims that no lane has taken up yet
-        self._giving: set[asyncio.Future[Committed]] = set()  # leases on their way back
+        self._giving: set[asyncio.Future[Any]] = set()  # leases on their way back
         self._started: set[tuple[str | None, int]] = set()  # on disk RUNNING, not in live yet
         self.live: dict[tuple[str | None, int], LiveAttempt] = {}
         """Live attempts of goclaw's own lanes, by task id and attempt."""
@@ -318,11 +318,12 @@ class Scheduler:
         for task in (*self._chores, *lanes):
             task.cancel()
         # What does not end now never will: its lease goes back over its head.
-        for token in {*self._claiming, *(attempt.token for attempt in self.live.values())}:
+        stuck = {*self._claiming, *(attempt.token for attempt in self.live.values())}
+        for token in stuck:
             _log.error("a lane did not end")
             self._give_back(token)
         await asyncio.gather(*self._chores, return_exceptions=True)
-        if self._giving:  # on disk before the stop is over, unless the disk is stuck
+        if self._giving and not stuck:  # on disk before the stop is over
             await asyncio.wait(set(self._giving), timeout=limits.CLOSE_MS_MAX / 1000)
 
 
