@@ -322,7 +322,7 @@ def rows_of(path: Path) -> dict[str, list[Any]]:
 def test_the_twin_is_as_short_as_a_bare_loop(benchmark: Any, tmp_path: Path) -> None:
     """Else native : pure means nothing (P-7). The least processor time of each: neither flushes,
     which are the same for all, nor the machine's other work. With its share of a flush (30 us at 64
-    a batch, 2026-11) the twin is within 1.5; without, the loop's missing refusals show: 1.7."""
+    a batch, 2026-11) the twin is within 1.5; without, it is not yet: 1.4 to 1.8."""
     seconds: dict[str, list[float]] = {"native": [], "pure": [], "bare": []}
 
     def one_round(number: int) -> None:
@@ -350,7 +350,7 @@ def test_the_twin_is_as_short_as_a_bare_loop(benchmark: Any, tmp_path: Path) -> 
     benchmark.extra_info["pure : bare"] = round(cycle_us["pure"] / cycle_us["bare"], 2)
     benchmark.extra_info["pure : native"] = round(cycle_us["pure"] / cycle_us["native"], 1)
     print(benchmark.extra_info)
-    assert cycle_us["pure"] <= 2 * cycle_us["bare"]
+    assert cycle_us["pure"] <= 1.5 * cycle_us["bare"]
     assert cycle_us["pure"] >= 1.5 * cycle_us["native"]
 
 
@@ -453,8 +453,8 @@ def test_p99_with_a_busy_loop(benchmark: Any, tmp_path: Path) -> None:
     """Claim, heartbeat, complete at 64 in flight: p99 <= max(30 ms, 20 flush p99) on the disk.
 
     The twin stands beside it, on the disk and where a flush costs nothing: there it is 2 to 90
-    times as slow, by how often its thread loses the GIL in mid-batch; that the neighbours of this
-    process decide, so the gate asks for 1.5 and the figure is printed (2026-11).
+    times as slow, by how often its thread loses the GIL in mid-batch. The target is 5 (2026-11:
+    14 on the disk, 4.6 in memory).
     """
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
     latencies: dict[str, list[float]] = {}
@@ -479,7 +479,8 @@ def test_p99_with_a_busy_loop(benchmark: Any, tmp_path: Path) -> None:
     benchmark.extra_info["flush p99 ms"] = round(flush_p99, 1)
     print(benchmark.extra_info)
     assert p99["native, disk"] <= max(30, 20 * flush_p99)
-    assert p99["native, memory"] <= p99["pure, memory"] / 1.5
+    assert p99["native, disk"] <= p99["pure, disk"] / 5
+    assert p99["native, memory"] <= p99["pure, memory"] / 5
 
 
 @pytest.mark.req("P-1", "Q-17")
