@@ -178,6 +178,7 @@ def test_killed_at_any_moment(path: Path, build: str) -> None:
         leases = sum(state == "RUNNING" for _, state, _, _ in tasks.values())
         open_leases += leases > 0
     print(f"{acknowledged} acknowledged, {open_leases} kills hit an open lease")
-    assert acknowledged > 100
+    # The twin has a quarter of the rounds and is slower in each.
+    assert acknowledged > (1000 if build == "native" else 100)
     if build == "native":
         assert open_leases >= OPEN_LEASES_MIN, f"only {open_leases} kills hit an open lease"
