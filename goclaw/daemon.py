@@ -33,14 +33,14 @@ from goclaw.tools.gate import Gate
 from goclaw.tools.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from goclaw.core.clock import Clock
     from goclaw.core.config import Config
     from goclaw.core.decisions import Context, Decision, Subject
     from goclaw.core.home import HomeLock
-    from goclaw.core.records import Session, Tool
+    from goclaw.core.records import Session, Tool, ToolSource
     from goclaw.policy.pdp import Policy
 
 __all__ = ["Daemon", "Policies", "serve", "settle_memory"]
@@ -119,7 +119,8 @@ class _Digests:
 class Daemon:
     """One home, served. ``embedded``: for `goclaw run` without a daemon, it runs only the sessions
     of its own clients, on the Unix socket only, and ends when the last client has left.
-    ``idle_exit``: ends after ``daemon.idle_exit_s`` without client and work."""
+    ``idle_exit``: ends after ``daemon.idle_exit_s`` without client and work. ``extra_tools``: go
+    before all others of their name; only the drill's own children have any."""
 
     def __init__(
         self,
@@ -128,9 +129,11 @@ class Daemon:
         *,
         embedded: bool = False,
         idle_exit: bool = False,
+        extra_tools: Sequence[ToolSource] = (),
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.home, self.config = home, config
+        self._extra_tools = extra_tools
         self.embedded, self._idle_exit = embedded, idle_exit
         self._environ = os.environ if environ is None else environ
         self.clock = SystemClock()
@@ -178,7 +181,7 @@ class Daemon:
         self.catalog = catalog
         skill_tools = SkillTools(catalog, sandbox)
         undo.callback(skill_tools.close)
-        self.registry = Registry([skill_tools])
+        self.registry = Registry([*self._extra_tools, skill_tools])
         gate = Gate(self.registry, self.policies.decide, closed=self._closed_files)
         runner = BrainRunner(self.registry, gate)
         self.engine = Engine(
@@ -331,7 +334,13 @@ def _hint(tool: Tool) -> str:
     return "SECONDS" if tool.name == "sleep" else "{json}"
 
 
-def serve(home: Home, config: Config, *, idle_exit: bool = False) -> int:
+def serve(
+    home: Home,
+    config: Config,
+    *,
+    idle_exit: bool = False,
+    extra_tools: Sequence[ToolSource] = (),
+) -> int:
     """`goclaw serve`: in the foreground until a signal; 0 after a clean stop.
 
     Raises GoclawError with the exit code of SPEC 12 when the start fails.
@@ -343,7 +352,7 @@ def serve(home: Home, config: Config, *, idle_exit: bool = False) -> int:
         print(f"goclaw: {line}", file=sys.stderr)
     system_log = log.SystemLog(home.logs / "system.jsonl", SystemClock())
     try:
-        uvloop.run(_serve(Daemon(home, config, idle_exit=idle_exit)))
+        uvloop.run(_serve(Daemon(home, config, idle_exit=idle_exit, extra_tools=extra_tools)))
     finally:
         system_log.close()
     return 0

@@ -70,6 +70,7 @@ def build() -> argparse.ArgumentParser:
     _work(verbs)
     _look(verbs)
     _rules(verbs)
+    _proofs(verbs)
     return parser
 
 
@@ -144,6 +145,15 @@ def _rules(verbs: Any) -> None:
     _json(skills)
 
 
+def _proofs(verbs: Any) -> None:
+    drill = _group(verbs, "drill", "the promises, tried on this machine: crash")
+    crash = _verb(drill, "crash", "drill:crash", "kill -9 a daemon at every commit of a run")
+    crash.add_argument(
+        "--kills", type=_count, metavar="N", help="at most N kills, spread over the run"
+    )
+    _json(crash, "the report as one object")
+
+
 def _group(verbs: Any, name: str, about: str) -> Any:
     parser = verbs.add_parser(name, help=about, description=_sentence(about), allow_abbrev=False)
     return parser.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -177,4 +187,10 @@ def _sentence(text: str) -> str:
 def _cursor(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise argparse.ArgumentTypeError(f"{text!r} is no event id: a whole number from 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**9):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of kills: a whole number from 1")
     return int(text)

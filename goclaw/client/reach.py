@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.home import Home
 
-__all__ = ["Starter", "dial", "gone"]
+__all__ = ["Starter", "dial", "environment", "gone"]
 
 _KINDS: Final[dict[int, type[GoclawError]]] = {
     kind.exit: kind for kind in (ConfigRefused, HomeInUse, DatabaseRefused, ListenerFailed)
@@ -141,7 +141,7 @@ class Starter:
             self._child = os.posix_spawn(
                 sys.executable,
                 [*command, "--home", str(self._home.root)],
-                _environment(),
+                environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, output, 1),
@@ -181,14 +181,15 @@ class Starter:
         return ""
 
 
-def _environment() -> dict[str, str]:
-    """Ours, and the way to this very package where it is not installed."""
-    environment = dict(os.environ)
+def environment() -> dict[str, str]:
+    """What a daemon is started with: ours, and the way to this very package where it is not
+    installed."""
+    found = dict(os.environ)
     root = os.path.dirname(os.path.dirname(os.path.abspath(goclaw.__file__)))
     if not root.endswith(("site-packages", "dist-packages")):
-        known = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
-    return environment
+        known = found.get("PYTHONPATH")
+        found["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
+    return found
 
 
 def _refusal(code: int, said: str) -> GoclawError:

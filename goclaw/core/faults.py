@@ -21,7 +21,7 @@ from goclaw.core.errors import ConfigRefused
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["POINTS", "arm", "faultpoint"]
+__all__ = ["POINTS", "arm", "faultpoint", "hits"]
 
 POINTS: Final[dict[str, str]] = {
     "before_submit": "a submission was checked, nothing of it is on disk",
@@ -33,6 +33,7 @@ POINTS: Final[dict[str, str]] = {
     "after_result": "a result is on disk, nobody was told",
     "before_complete": "an attempt is over, its end is not on disk",
     "after_complete": "the end of an attempt is on disk, nobody was told",
+    "before_commit": "an operation is about to go to the writer, nothing of it is on disk",
     "after_commit": "a batch of the writer is on disk, its results were not handed out",
     "before_publish": "events are on disk, no client has seen them",
     "before_ready": "a start is over but for daemon.json",
@@ -103,6 +104,12 @@ def arm(environ: Mapping[str, str]) -> None:
     with _lock:
         _hits.clear()
         _armed = armed or None
+
+
+def hits() -> dict[str, int]:
+    """How often each point was passed since ``arm``; empty when nothing is armed. Any thread."""
+    with _lock:
+        return dict(_hits)
 
 
 def _strike(name: str) -> None:

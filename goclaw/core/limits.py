@@ -108,6 +108,8 @@ LOG_FILES_MAX: Final = 4  # rotated files that are kept
 LOG_CLOSE_MS_MAX: Final = 2_000  # a stop waits this long for the last records
 
 FAULT_DELAY_MS_MAX: Final = 600_000  # a delay of a fault point; longer is a hang
+DRILL_DAEMONS_MAX: Final = 4  # at once, one a processor: a start is mostly imports
+DRILL_LIFE_MS_MAX: Final = 120_000  # a run of a drill with one restart; longer is a hang
 
 # -- connections -------------------------------------------------------------------------------
 CONNECTIONS_MAX: Final = 2_000

@@ -229,6 +229,7 @@ class Database:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Committed] = self._loop.create_future()
+        faultpoint("before_commit")
         ticket = self._writer.submit(parts, live)
         if ticket == 0:
             future.set_exception(

@@ -1,0 +1,301 @@
+"""`goclaw drill crash`: real daemons on homes of their own, killed at every commit of a run (E-10).
+
+Owns the daemons, the client that drives them and what people are shown. Not in here: the run and
+the judgement (``ops/drill.py``), what a daemon of a drill is (``drill_child.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from goclaw.cli import show
+from goclaw.cli.drill_child import HOME, SINK
+from goclaw.client.blocking import SyncClient
+from goclaw.client.reach import dial, environment
+from goclaw.core import limits
+from goclaw.core.clock import SystemClock
+from goclaw.core.errors import GoclawError
+from goclaw.core.home import Home
+from goclaw.ops import drill
+from goclaw.ops.drill import Boundary, Life, Report
+from goclaw.ops.sink import Sink
+
+if TYPE_CHECKING:
+    import argparse
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from goclaw.client.records import Approval, Event
+
+__all__ = ["CHILD", "Plan", "conduct", "crash"]
+
+CHILD: Final = (sys.executable, "-P", "-m", "goclaw.cli.drill_child")
+"""What starts a daemon; the folder follows."""
+
+_COUNTED: Final = ",".join(f"{point}:delay=0" for point in drill.POINTS)
+_STUCK: Final = frozenset({"effect_unknown", "nondeterminism"})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run: a script, where its files are, and the tools that it may call."""
+
+    script: bytes
+    cwd: str
+    policy: str
+
+
+def crash(options: argparse.Namespace) -> int:
+    """0 when the promise held."""
+    plan = Plan(drill.script(drill.STEPS), os.getcwd(), drill.policy_text())
+    folder = Path(tempfile.mkdtemp(prefix="goclaw-drill-"))
+    report = conduct(plan, folder, kills=options.kills, on_life=_progress(options))
+    if report.held:
+        shutil.rmtree(folder)
+    if options.json:
+        show.json_line(report.to_json())
+    else:
+        _print(report, folder)
+    return 0 if report.held else 1
+
+
+def conduct(
+    plan: Plan,
+    folder: Path,
+    *,
+    child: Sequence[str] = CHILD,
+    kills: int | None = None,
+    on_life: Callable[[int, int], None] = lambda done, all_: None,
+) -> Report:
+    """Run the plan once in peace to count its commits, then once for each side of each commit.
+
+    ``kills``: at most so many of them, spread over the run. ``child``: what starts a daemon.
+    ``on_life`` is told how many are done. What failed stays in ``folder``, one folder a life.
+    """
+    clock = SystemClock()
+    begun_ms = clock.mono_ms()
+    peace = _Trial(plan, folder / "0", child, _COUNTED)
+    reference = peace.carry_out()
+    boundaries = _spread(_boundaries(peace.hits), kills)
+    report = Report(reference, boundaries)
+    if not report.violations:
+        shutil.rmtree(folder / "0")
+        done = 0
+        with ThreadPoolExecutor(min(limits.DRILL_DAEMONS_MAX, os.cpu_count() or 1)) as pool:
+            named = [
+                (one, folder / f"{one.commit}-{drill.POINTS[one.point]}") for one in boundaries
+            ]
+            lives = [pool.submit(_killed, plan, place, child, one) for one, place in named]
+            try:
+                for (boundary, place), life in zip(named, lives, strict=True):
+                    if report.add(str(boundary), life.result()):
+                        shutil.rmtree(place)
+                    done += 1
+                    on_life(done, len(boundaries))
+            finally:
+                pool.shutdown(cancel_futures=True)
+    report.duration_ms = clock.mono_ms() - begun_ms
+    return report
+
+
+def _boundaries(hits: dict[str, int]) -> list[Boundary]:
+    return sorted(
+        Boundary(number, point)
+        for point in drill.POINTS
+        for number in range(1, hits.get(point, 0) + 1)
+    )
+
+
+def _spread(boundaries: list[Boundary], most: int | None) -> list[Boundary]:
+    """At most so many, evenly from the first to the last."""
+    if most is None or most >= len(boundaries):
+        return boundaries
+    step = len(boundaries) / most
+    return [boundaries[int((index + 0.5) * step)] for index in range(most)]
+
+
+def _killed(plan: Plan, place: Path, child: Sequence[str], boundary: Boundary) -> Life:
+    faults = f"{boundary.point}:kill@{boundary.commit}"
+    return _Trial(plan, place, child, faults).carry_out()
+
+
+class _Stopped(Exception):
+    """The drill cannot go on with this life."""
+
+
+class _Trial:
+    """One run on a home of its own, with a client that outlives the daemons."""
+
+    def __init__(self, plan: Plan, folder: Path, child: Sequence[str], faults: str) -> None:
+        self._plan, self._folder, self._child = plan, folder, child
+        self._faults = faults
+        self._home = Home(folder / HOME)
+        self._process: subprocess.Popen[str] | None = None
+        self._life = Life()
+        self._late = threading.Event()
+        self.hits: dict[str, int] = {}
+
+    def carry_out(self) -> Life:
+        """From an empty folder to the end of the run; nothing is left running."""
+        self._prepare()
+        watch = threading.Timer(limits.DRILL_LIFE_MS_MAX / 1000, self._give_up)
+        watch.start()
+        try:
+            self._start()
+            with SyncClient(self._home, reach=self._reach) as client:
+                self._drive(client)
+            self._end(signal.SIGTERM)
+        except (_Stopped, GoclawError, OSError, ValueError) as error:
+            self._life.troubles.append(str(error))
+        finally:
+            watch.cancel()
+            self._end(signal.SIGKILL)
+        self._life.dispatches = Sink(self._folder / SINK).dispatches()
+        return self._life
+
+    def _prepare(self) -> None:
+        self._folder.mkdir()
+        (self._folder / "script.json").write_bytes(self._plan.script)
+        self._home.root.mkdir(mode=0o700)
+        idle_exit_s = limits.DRILL_LIFE_MS_MAX // 1000
+        self._home.config.write_text(
+            f'[listen]\naddress = "none"\n[daemon]\nidle_exit_s = {idle_exit_s}\n'
+        )
+        self._home.ensure(self._plan.policy, SystemClock().random_bytes)
+
+    # -- daemons --------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start a daemon; returns when it is ready or gone."""
+        variables = {k: v for k, v in environment().items() if not k.startswith("GOCLAW_")}
+        if "GOCLAW_PURE" in os.environ:
+            variables["GOCLAW_PURE"] = os.environ["GOCLAW_PURE"]
+        faults, self._faults = self._faults, ""
+        with open(self._folder / "daemon.log", "a", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [*self._child, str(self._folder)], env=variables | {"GOCLAW_FAULTS": faults},
+                cwd=self._folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                text=True,
+            )  # fmt: skip
+        assert self._process.stdout is not None
+        self._process.stdout.readline()
+        if self._late.is_set():
+            self._process.kill()
+
+    def _reach(self) -> socket.socket | None:
+        process = self._process
+        assert process is not None
+        if process.poll() is not None:
+            self._bury(process)
+            self._start()
+        return dial(self._home)
+
+    def _bury(self, process: subprocess.Popen[str]) -> None:
+        """Only the armed daemon may be dead, and only by its kill."""
+        process.communicate()
+        code = process.returncode
+        if self._late.is_set():
+            raise _Stopped(f"the run did not end within {limits.DRILL_LIFE_MS_MAX // 1000} s")
+        if code != -signal.SIGKILL or self._life.killed:
+            raise _Stopped(f"a daemon that nobody killed ended with exit code {code}")
+        self._life.killed = True
+
+    def _give_up(self) -> None:
+        self._late.set()
+        if self._process is not None:
+            self._process.kill()
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        said, _ = process.communicate()
+        if number is signal.SIGTERM and process.returncode:
+            raise _Stopped(f"a stop ended with exit code {process.returncode}")
+        if number is signal.SIGTERM:
+            self.hits = json.loads(said.splitlines()[-1])
+
+    # -- the client -----------------------------------------------------------------------------
+
+    def _drive(self, client: SyncClient) -> None:
+        client.on_question = self._answer
+        brain = f"script:{self._folder / 'script.json'}"
+        session = client.new_session(self._plan.cwd, key="session", brain=brain).session_id
+        prompted = client.submit(drill.PROMPT, session=session, key="prompt")
+        result = client.wait(prompted, self._shown)
+        life = self._life
+        life.run_id, life.state, life.text = result.run_id, result.state, result.text
+        life.log = {event.event_id: event.to_json() for event in client.history(session)}
+        life.runs = {task.run_id: task.state for task in client.tasks()}
+
+    def _shown(self, event: Event) -> None:
+        self._life.shown[event.event_id] = event.to_json()
+        if event.type == "task.suspended" and event.body.get("reason") in _STUCK:
+            raise _Stopped(f"the run waits: {event.body['reason']}")
+
+    def _answer(self, _approval: Approval) -> str:
+        self._life.questions += 1
+        return "allow"
+
+
+# -- what people see -------------------------------------------------------------------------------
+
+
+def _progress(options: argparse.Namespace) -> Callable[[int, int], None]:
+    def tell(done: int, all_: int) -> None:
+        print(f"\rgoclaw: kill {done} of {all_}", end="", file=sys.stderr, flush=True)
+        if done == all_:
+            print(file=sys.stderr)
+
+    return tell if sys.stderr.isatty() and not options.json else lambda done, all_: None
+
+
+def _print(report: Report, folder: Path) -> None:
+    found = report.to_json()
+    show.pairs(
+        {
+            "commit boundaries": found["boundaries"],
+            "kills (SIGKILL)": found["kills"],
+            "lives that needed fewer commits": found["spared"],
+            "tasks lost": found["tasksLost"],
+            "events lost": found["eventsLost"],
+            "unknown, and said so": found["unknownTold"],
+            "questions asked": found["questions"],
+            "time": f"{found['durationMs'] / 1000:.1f} s",
+        }
+    )
+    print()
+    show.table(
+        ("effect", "tool", "dispatched", "happened", "unknown", "allowed"),
+        (
+            (one["ordinal"], one["tool"], _range(one["dispatched"]), _range(one["happened"]),
+             one["unknown"], one["allowed"])
+            for one in found["effects"]
+        ),
+    )  # fmt: skip
+    print()
+    for one in found["violations"]:
+        print(show.one_line(f"{one['where']}: {one['what']}"))
+    if report.held:
+        print("The promise held: nothing was lost, and nothing happened more often than allowed.")
+    elif report.kills:
+        print(f"The promise did not hold. What the daemons left is in {folder}.")
+    else:
+        print(f"Nothing was killed, so nothing is proved. See {folder}.")
+
+
+def _range(found: dict[str, int]) -> str:
+    low, high = found["min"], found["max"]
+    return str(low) if low == high else f"{low} to {high}"

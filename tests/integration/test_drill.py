@@ -1,0 +1,109 @@
+"""`goclaw drill crash` over every commit of a run of five effects, and how it tells bad from good.
+
+The bad daemons are those of drill_planted.py: real ones with one fault built in.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from roof_support import World, world
+
+from goclaw.cli.drill import Plan, conduct
+from goclaw.ops import drill
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from goclaw.ops.drill import Report
+
+PLANTED = Path(__file__).with_name("drill_planted.py")
+
+
+@pytest.fixture
+def w(home: Path) -> Iterator[World]:
+    with world(home) as made:
+        yield made
+
+
+def plan(folder: Path, *kinds: str) -> Plan:
+    steps = [{"call": kind, "args": {"n": number}} for number, kind in enumerate(kinds)]
+    return Plan(drill.script(steps), str(folder), drill.policy_text())
+
+
+@pytest.mark.req("E-1", "E-10", "E-2", "E-3", "E-4", "I-3", "I-4")
+@pytest.mark.timeout(300)
+def test_a_kill_at_every_commit_of_five_effects_loses_and_repeats_nothing(home: Path) -> None:
+    report = conduct(Plan(drill.script(drill.STEPS), str(home), drill.policy_text()), home)
+    found = report.to_json()
+    assert found["violations"] == []
+    assert report.held
+    assert found["tasksLost"] == found["eventsLost"] == 0
+    # Before and after each commit: more of them than intents and results, or nothing was struck.
+    assert found["kills"] >= 40
+    assert found["kills"] + found["spared"] == found["boundaries"]
+    by_class = {one["class"]: one for one in found["effects"]}
+    assert by_class.keys() == {"pure", "keyed", "probeable", "irreversible"}
+    # The kills did hit the moments that matter: each class met its own fate.
+    assert by_class["pure"]["dispatched"]["max"] == 2
+    assert by_class["keyed"]["dispatched"]["max"] == 2
+    assert by_class["keyed"]["happened"] == {"min": 1, "max": 1}
+    assert by_class["probeable"]["happened"] == {"min": 1, "max": 1}
+    assert by_class["irreversible"]["happened"] == {"min": 0, "max": 1}
+    assert by_class["irreversible"]["unknown"] >= 2
+    assert list(home.iterdir()) == []
+
+
+def bad(home: Path, fault: str, *kinds: str, kills: int | None = None) -> Report:
+    child = [sys.executable, str(PLANTED), fault]
+    return conduct(plan(home, *kinds), home, child=child, kills=kills)
+
+
+@pytest.mark.req("E-10")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("fault", "kinds"), [("repeat", ("irreversible", "probeable")), ("rekey", ("keyed",))]
+)
+def test_an_effect_that_happens_too_often_is_called_bad(
+    fault: str, kinds: tuple[str, ...], home: Path
+) -> None:
+    report = bad(home, fault, *kinds)
+    assert not report.held
+    said = {what for _, what in report.violations}
+    for index, kind in enumerate(kinds):
+        says = f"effect {2 * index + 1} ({kind}, completed) happened 2 times"
+        assert any(what.startswith(says) for what in said), said
+    # What a bad life left is kept, what a good one left is not.
+    kept = {folder.name for folder in home.iterdir()}
+    assert kept == {"-".join(where.split(" commit ")[::-1]) for where, _ in report.violations}
+
+
+@pytest.mark.req("E-10", "I-3")
+@pytest.mark.timeout(180)
+def test_a_task_that_is_lost_is_called_bad(home: Path) -> None:
+    report = bad(home, "lose", "pure", kills=8)
+    assert not report.held
+    assert report.tasks_lost > 0
+    assert report.events_lost > 0
+
+
+@pytest.mark.req("E-10", "U-1")
+def test_the_verb_says_what_came_of_it(w: World) -> None:
+    (found,) = w.lines("drill", "crash", "--kills", "3")
+    assert found["held"]
+    assert (found["boundaries"], found["kills"] + found["spared"]) == (3, 3)
+    shown = w.goclaw("drill", "crash", "--kills", "2").stdout
+    assert "The promise held" in shown
+    assert not w.home.root.exists()  # the home of the person is not touched
+    for words in (("--kills", "0"), ("--kills", "many")):
+        assert "no number of kills" in w.goclaw("drill", "crash", *words, code=2).stderr
+
+
+@pytest.mark.req("E-10", "A-1")
+def test_no_other_daemon_has_the_tools_of_a_drill(w: World) -> None:
+    answer = json.loads(w.goclaw("run", "/irreversible {}", "--json").stdout.splitlines()[-1])
+    assert "There is no command /irreversible" in answer["text"]
