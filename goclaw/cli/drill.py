@@ -19,17 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from goclaw.brains.script import load_script, parse_script
 from goclaw.cli import show
 from goclaw.cli.drill_child import HOME, SINK
+from goclaw.cli.place import home_of
 from goclaw.client.blocking import SyncClient
 from goclaw.client.reach import dial, environment
 from goclaw.core import limits
 from goclaw.core.clock import SystemClock
-from goclaw.core.errors import GoclawError
+from goclaw.core.errors import GoclawError, UsageError
 from goclaw.core.home import Home
 from goclaw.ops import drill
 from goclaw.ops.drill import Boundary, Life, Report
 from goclaw.ops.sink import Sink
+from goclaw.skills.catalog import Catalog
 
 if TYPE_CHECKING:
     import argparse
@@ -49,18 +52,26 @@ _STUCK: Final = frozenset({"effect_unknown", "nondeterminism"})
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run: a script, where its files are, and the tools that it may call."""
+    """What is run: a script, the directory that it works in, and what it may call."""
 
     script: bytes
     cwd: str
-    policy: str
+    policy: str = drill.policy_text()
+    skill: str = ""
+    """A call of this tool that does not complete makes the drill pointless."""
+    installed: Path | None = None
+    """The folder of the skill, where it is none of the built-in ones."""
 
 
 def crash(options: argparse.Namespace) -> int:
     """0 when the promise held."""
-    plan = Plan(drill.script(drill.STEPS), os.getcwd(), drill.policy_text())
+    plan = _plan(options)
     folder = Path(tempfile.mkdtemp(prefix="goclaw-drill-"))
-    report = conduct(plan, folder, kills=options.kills, on_life=_progress(options))
+    try:
+        report = conduct(plan, folder, kills=options.kills, on_life=_progress(options))
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
     if report.held:
         shutil.rmtree(folder)
     if options.json:
@@ -68,6 +79,41 @@ def crash(options: argparse.Namespace) -> int:
     else:
         _print(report, folder)
     return 0 if report.held else 1
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    if options.script is not None:
+        return Plan(_script(Path(options.script)), os.getcwd())
+    if options.skill is None:
+        return Plan(drill.script(drill.STEPS), os.getcwd())
+    name, file = options.skill
+    skill = Catalog(home_of(options).skills).get(name)
+    if skill is None:
+        raise UsageError(f"There is no skill {name}.", hint="See `goclaw skill list`.")
+    argument = skill.manifest.file_argument
+    if argument is None:
+        raise UsageError(f"{name} takes no file.", hint="Write a script that calls it: --script.")
+    path = os.path.abspath(file)
+    return Plan(
+        drill.script(drill.skill_steps(name, argument, path)),
+        os.path.dirname(path),
+        drill.policy_text(f"wasm/{name}"),
+        skill=name,
+        installed=skill.folder if skill.source == "installed" else None,
+    )
+
+
+def _script(path: Path) -> bytes:
+    """A person's script; ConfigRefused when it is none, UsageError when it has no such run."""
+    load_script(path)
+    data = path.read_bytes()
+    entries = parse_script(data, str(path))
+    if not any(entry.match.search(drill.PROMPT) for entry in entries):
+        raise UsageError(
+            f"No entry of {path} matches the prompt {drill.PROMPT!r}.",
+            hint=f'The run is the entry that does: write {{"match": "^{drill.PROMPT}$", ...}}.',
+        )
+    return data
 
 
 def conduct(
@@ -87,6 +133,9 @@ def conduct(
     begun_ms = clock.mono_ms()
     peace = _Trial(plan, folder / "0", child, _COUNTED)
     reference = peace.carry_out()
+    for name, status, output in reference.tools:
+        if name == plan.skill and status != "completed":
+            raise UsageError(f"{name} is {status} on that file: {output}.")
     boundaries = _spread(_boundaries(peace.hits), kills)
     report = Report(reference, boundaries)
     if not report.violations:
@@ -172,6 +221,9 @@ class _Trial:
         self._home.config.write_text(
             f'[listen]\naddress = "none"\n[daemon]\nidle_exit_s = {idle_exit_s}\n'
         )
+        if self._plan.installed is not None:
+            self._home.skills.mkdir(mode=0o700)
+            shutil.copytree(self._plan.installed, self._home.skills / self._plan.skill)
         self._home.ensure(self._plan.policy, SystemClock().random_bytes)
 
     # -- daemons --------------------------------------------------------------------------------
@@ -236,7 +288,8 @@ class _Trial:
         prompted = client.submit(drill.PROMPT, session=session, key="prompt")
         result = client.wait(prompted, self._shown)
         life = self._life
-        life.run_id, life.state, life.text = result.run_id, result.state, result.text
+        life.run_id, life.text = result.run_id, result.text
+        life.tools = [(tool.name, tool.status, tool.output) for tool in result.tools]
         life.log = {event.event_id: event.to_json() for event in client.history(session)}
         life.runs = {task.run_id: task.state for task in client.tasks()}
 

@@ -148,6 +148,11 @@ def _rules(verbs: Any) -> None:
 def _proofs(verbs: Any) -> None:
     drill = _group(verbs, "drill", "the promises, tried on this machine: crash")
     crash = _verb(drill, "crash", "drill:crash", "kill -9 a daemon at every commit of a run")
+    what = crash.add_mutually_exclusive_group()
+    what.add_argument("--script", metavar="FILE", help="this run: the script's entry for `drill`")
+    what.add_argument(
+        "--skill", nargs=2, metavar=("NAME", "FILE"), help="calls of this skill on this file"
+    )
     crash.add_argument(
         "--kills", type=_count, metavar="N", help="at most N kills, spread over the run"
     )

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from goclaw.ops.sink import Dispatch
 
-__all__ = ["POINTS", "PROMPT", "STEPS", "Boundary", "Life", "Report", "policy_text", "script"]
+__all__ = [
+    "POINTS",
+    "PROMPT",
+    "STEPS",
+    "Boundary",
+    "Life",
+    "Report",
+    "policy_text",
+    "script",
+    "skill_steps",
+]
 
 PROMPT: Final = "drill"
 """What the run is asked; the entry of a script that matches it is the run."""
@@ -43,12 +53,22 @@ _ALLOWED: Final = {
     EffectClass.IRREVERSIBLE: "once; at most once when unknown",
 }
 _CLASSES: Final = {tool.name: tool.effect_class for tool in TOOLS}
+_PEACE: Final = "the run that nobody killed"
 _NOT_MADE: Final = frozenset({"denied", "rejected"})
 
 
 def script(steps: Sequence[dict[str, Any]]) -> bytes:
     """A script file whose only entry is the run."""
     return orjson.dumps([{"match": f"^{PROMPT}$", "steps": [*steps, {"say": "end"}]}])
+
+
+def skill_steps(name: str, argument: str, file: str) -> list[dict[str, Any]]:
+    """A run of five calls: the skill on its file, and between its calls the sink's tools that must
+    not happen twice."""
+    call = {"call": name, "args": {argument: file}}
+    keyed = {"call": str(EffectClass.KEYED), "args": {}}
+    irreversible = {"call": str(EffectClass.IRREVERSIBLE), "args": {}}
+    return [call, keyed, call, irreversible, call]
 
 
 def policy_text(*resources: str) -> str:
@@ -78,8 +98,9 @@ class Life:
 
     killed: bool = False
     run_id: str = ""
-    state: str = ""
     text: str = ""
+    tools: list[tuple[str, str, Any]] = field(default_factory=list)
+    """(name, status, output) of every call of the run's result."""
     shown: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Events that a client was shown while it ran, by their ids."""
     log: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -142,6 +163,14 @@ def _effects(life: Life) -> dict[int, _Effect]:
     return found
 
 
+def _outcomes(life: Life) -> list[tuple[str, str, Any]]:
+    """What every life must come to; of what nobody knows only the name."""
+    return [
+        (name, "", None) if _CLASSES.get(name) is EffectClass.IRREVERSIBLE else (name, *rest)
+        for name, *rest in life.tools
+    ]
+
+
 @dataclass(slots=True)
 class _Tally:
     """One effect over all lives."""
@@ -166,6 +195,7 @@ class Report:
 
     def __init__(self, reference: Life, boundaries: Sequence[Boundary]) -> None:
         self._reference = reference
+        self._state = reference.runs.get(reference.run_id)
         self._names = {ordinal: one.name for ordinal, one in _effects(reference).items()}
         self._tallies = {ordinal: _Tally(name) for ordinal, name in self._names.items()}
         self._boundaries = len(boundaries)
@@ -174,7 +204,9 @@ class Report:
         """Lives whose kill never came: what waits together shares a commit, so some need fewer."""
         self.violations: list[tuple[str, str]] = []
         self.duration_ms = 0
-        self._judge("the run that nobody killed", reference)
+        if self._state not in ("SUCCEEDED", "FAILED"):
+            self.violations.append((_PEACE, f"the run does not end: {self._state or 'gone'}"))
+        self._judge(_PEACE, reference)
 
     def add(self, name: str, life: Life) -> bool:
         """Judge a life that was to be killed; True when it kept the promise."""
@@ -192,13 +224,15 @@ class Report:
     def _run(self, life: Life) -> list[str]:
         found = []
         known = {event["runId"] for event in life.shown.values() if event["runId"]}
-        lost = {run for run in known | {life.run_id} if life.runs.get(run) != "SUCCEEDED"}
+        lost = {run for run in known | {life.run_id} if life.runs.get(run) != self._state}
         self.tasks_lost += len(lost)
         found += [f"{run or 'the run'} is {life.runs.get(run, 'gone')}" for run in sorted(lost)]
         if len(life.runs) > 1:
             found.append(f"one submission became {len(life.runs)} tasks")
         if not lost and life.text != self._reference.text:
             found.append(f"the run ended with other words: {life.text!r}")
+        if not lost and _outcomes(life) != _outcomes(self._reference):
+            found.append(f"the run's calls came to something else: {_outcomes(life)}")
         return found
 
     def _events(self, life: Life) -> list[str]:

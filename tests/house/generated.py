@@ -165,7 +165,8 @@ def _options(verb: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _value(action: argparse.Action) -> str:
-    return "" if action.nargs == 0 else f" {action.metavar}"
+    names = action.metavar if isinstance(action.metavar, tuple) else (str(action.metavar),)
+    return "" if action.nargs == 0 else f" {' '.join(names)}"
 
 
 def all_errors() -> list[type[errors.GoclawError]]:

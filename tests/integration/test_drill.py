@@ -6,15 +6,17 @@ The bad daemons are those of drill_planted.py: real ones with one fault built in
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from roof_support import World, world
+from roof_support import World, script_file, world
 
 from goclaw.cli.drill import Plan, conduct
 from goclaw.ops import drill
+from goclaw.skills.catalog import BUILTIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,13 +34,13 @@ def w(home: Path) -> Iterator[World]:
 
 def plan(folder: Path, *kinds: str) -> Plan:
     steps = [{"call": kind, "args": {"n": number}} for number, kind in enumerate(kinds)]
-    return Plan(drill.script(steps), str(folder), drill.policy_text())
+    return Plan(drill.script(steps), str(folder))
 
 
 @pytest.mark.req("E-1", "E-10", "E-2", "E-3", "E-4", "I-3", "I-4")
 @pytest.mark.timeout(300)
 def test_a_kill_at_every_commit_of_five_effects_loses_and_repeats_nothing(home: Path) -> None:
-    report = conduct(Plan(drill.script(drill.STEPS), str(home), drill.policy_text()), home)
+    report = conduct(Plan(drill.script(drill.STEPS), str(home)), home)
     found = report.to_json()
     assert found["violations"] == []
     assert report.held
@@ -101,6 +103,51 @@ def test_the_verb_says_what_came_of_it(w: World) -> None:
     assert not w.home.root.exists()  # the home of the person is not touched
     for words in (("--kills", "0"), ("--kills", "many")):
         assert "no number of kills" in w.goclaw("drill", "crash", *words, code=2).stderr
+
+
+@pytest.mark.req("E-10")
+def test_a_script_of_ones_own_is_drilled(w: World) -> None:
+    (w.cwd / "text").write_text("two words\n")
+    call = {"call": "irreversible", "args": {"n": 1}}
+    steps = [{"call": "word-count", "args": {"file": "text"}}, {"ask": "Go on?"}, call]
+    script_file(w.cwd, steps, match="^drill$")
+    (found,) = w.lines("drill", "crash", "--script", "script.json", "--kills", "4")
+    assert found["held"]
+    assert found["questions"] >= 5  # each life asks, and again after a kill
+    assert [(one["ordinal"], one["tool"]) for one in found["effects"]] == [(5, "irreversible")]
+
+    script_file(w.cwd, steps, match="^else$")
+    answer = w.goclaw("drill", "crash", "--script", "script.json", code=2)
+    assert "No entry of script.json matches the prompt 'drill'" in answer.stderr
+    (w.cwd / "script.json").write_text("{}")
+    assert "is refused" in w.goclaw("drill", "crash", "--script", "script.json", code=3).stderr
+
+
+@pytest.mark.req("E-10")
+def test_a_skill_is_drilled_on_a_file(w: World) -> None:
+    (w.cwd / "text").write_text("two words\n")
+    words = ("drill", "crash", "--kills", "3", "--skill")
+    (found,) = w.lines(*words, "word-count", "text")
+    assert found["held"]
+    assert [one["tool"] for one in found["effects"]] == ["keyed", "irreversible"]
+
+    left = w.cwd / "left"
+    left.mkdir()
+    answer = w.goclaw(*words, "word-count", "gone", code=2, TMPDIR=str(left))
+    assert list(left.iterdir()) == []
+    assert "word-count is failed on that file" in answer.stderr
+    assert "There is no skill odd" in w.goclaw(*words, "odd", "text", code=2).stderr
+
+
+@pytest.mark.req("E-10")
+def test_an_installed_skill_is_drilled(w: World) -> None:
+    folder = w.home.skills / "mine"
+    shutil.copytree(BUILTIN / "word-count", folder)
+    manifest = folder / "skill.toml"
+    manifest.write_text(manifest.read_text().replace('name = "word-count"', 'name = "mine"'))
+    (w.cwd / "text").write_text("two words\n")
+    (found,) = w.lines("drill", "crash", "--kills", "2", "--skill", "mine", "text")
+    assert found["held"]
 
 
 @pytest.mark.req("E-10", "A-1")

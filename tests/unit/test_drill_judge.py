@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 
-from goclaw.ops.drill import Life, Report
+from goclaw.ops.drill import Life, Report, policy_text
 from goclaw.ops.sink import TOOLS, Dispatch, Sink
 from goclaw.policy import document
 
@@ -18,9 +19,7 @@ TASK = "task_1"
 
 def life(*calls: tuple[str, str], killed: bool = True) -> Life:
     """A good life that made these calls: tool and status."""
-    made = Life(
-        killed=killed, run_id="run_1", state="SUCCEEDED", text="end", runs={"run_1": "SUCCEEDED"}
-    )
+    made = Life(killed=killed, run_id="run_1", text="end", runs={"run_1": "SUCCEEDED"})
     for ordinal, (tool, status) in enumerate(calls):
         intent = {
             "type": "effect.intent",
@@ -124,8 +123,27 @@ def test_other_words_and_other_calls_are_told() -> None:
     changed = life(*CALLS)
     changed.text = "else"
     assert judged(changed) == ["the run ended with other words: 'else'"]
+    changed = life(*CALLS)
+    changed.tools = [("word-count", "completed", {"words": 1})]
+    assert judged(changed)[0].startswith("the run's calls came to something else")
     fewer = life(*CALLS[:-1])
     assert any(what.startswith("the run made other calls") for what in judged(fewer))
+
+
+def test_a_run_that_fails_in_peace_must_fail_when_killed() -> None:
+    reference = life(*CALLS, killed=False)
+    reference.runs["run_1"] = "FAILED"
+    report = Report(reference, [])
+    assert not report.add("here", life(*CALLS))
+    assert report.tasks_lost == 1
+    assert report.add("there", dataclasses.replace(reference, killed=True))
+
+
+def test_a_run_that_does_not_end_in_peace_is_told() -> None:
+    reference = life(*CALLS, killed=False)
+    reference.runs["run_1"] = "SUSPENDED"
+    (violation,) = Report(reference, []).violations
+    assert violation == ("the run that nobody killed", "the run does not end: SUSPENDED")
 
 
 def test_an_event_that_was_shown_and_changed_is_told() -> None:
@@ -141,8 +159,6 @@ def test_what_stopped_the_drill_is_told() -> None:
 
 
 def test_the_policy_of_a_drill_is_one(tmp_path: Any) -> None:
-    from goclaw.ops.drill import policy_text
-
     rules = document.load(policy_text("wasm/mine"))
     assert rules.version != document.load(policy_text()).version
 
