@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from goclaw.core.config import Config
     from goclaw.core.decisions import Context, Decision, Subject
     from goclaw.core.home import HomeLock
-    from goclaw.core.records import Session, Tool, ToolSource
+    from goclaw.core.records import Call, CallOf, Session, Task, Tool, ToolSource
     from goclaw.policy.pdp import Policy
 
 __all__ = ["Daemon", "Policies", "serve", "settle_memory"]
@@ -187,7 +187,7 @@ class Daemon:
         self.engine = Engine(
             self.database, self.clock, self.config, runner, daemon_boot=self.boot_id,
             policy_version=lambda: self.policies.version,
-            only_sids=self._sids if self.embedded else None,
+            only_sids=self._sids if self.embedded else None, call_of=_call_of(gate),
         )  # fmt: skip
         await self.engine.start()
         await self.policies.load()
@@ -317,6 +317,16 @@ class Daemon:
 
     async def _stop_engine(self) -> None:
         await self.engine.stop(self._drain_ms, self._hurry)
+
+
+def _call_of(gate: Gate) -> CallOf:
+    """The gate for those who ask about a call of the session's brain."""
+
+    async def call_of(task: Task, session: Session, tool: str, arguments: dict[str, Any]) -> Call:
+        brain = session.brain.partition(":")[0]  # script:FILE
+        return await gate.call(task, session, brain, tool, arguments)
+
+    return call_of
 
 
 def settle_memory() -> None:

@@ -113,6 +113,7 @@ def _look(verbs: Any) -> None:
     short = _verb(verbs, "cancel", "task:cancel", "cancel a task or a run")
     short.add_argument("id", metavar="ID", help="of a task or a run")
     _json(short, "the receipt as one object")
+    _effects(verbs)
     events = _verb(verbs, "events", "events", "what happened in a session")
     events.add_argument("session", metavar="SESSION", help="its id; _system: the daemon's own")
     events.add_argument(
@@ -127,6 +128,34 @@ def _look(verbs: Any) -> None:
     answer = _verb(approvals, "answer", "approvals:answer", "answer one; the first answer counts")
     answer.add_argument("approval", metavar="APPROVAL", help="its id")
     answer.add_argument("option", metavar="OPTION", help="one of its options, as allow or reject")
+
+
+def _effects(verbs: Any) -> None:
+    effects = _group(verbs, "effects", "what a task did: list; what nobody knows: probe, settle")
+    listing = _verb(effects, "list", "effects:list_effects", "the effects of a task, in order")
+    listing.add_argument("task", metavar="TASK", help="its id")
+    _json(listing)
+    probe = _effect(effects, "probe", "ask the tool whether it happened")
+    settle = _effect(effects, "settle", "say what became of it; the task goes on after the last")
+    redo = _effect(effects, "redo", "send it again, whatever became of it, under the same key")
+    settle.add_argument(
+        "outcome", metavar="done|not_done|fail", choices=("done", "not_done", "fail"),
+        help="it happened; it did not and is sent; the task fails over it",
+    )  # fmt: skip
+    settle.add_argument(
+        "--result", metavar="JSON", help="what the agent is told of one that is done"
+    )
+    for verb in (probe, settle, redo):
+        _json(verb, "the effect as one object")
+
+
+def _effect(verbs: Any, name: str, about: str) -> Any:
+    parser = _verb(verbs, name, f"effects:{name}", about)
+    parser.add_argument("task", metavar="TASK", help="its id")
+    parser.add_argument(
+        "effect", metavar="ORDINAL", type=_ordinal, help="its number in `effects list`"
+    )
+    return parser
 
 
 def _rules(verbs: Any) -> None:
@@ -190,8 +219,16 @@ def _sentence(text: str) -> str:
 
 
 def _cursor(text: str) -> int:
+    return _whole(text, "event id")
+
+
+def _ordinal(text: str) -> int:
+    return _whole(text, "number of an effect")
+
+
+def _whole(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise argparse.ArgumentTypeError(f"{text!r} is no event id: a whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}: a whole number from 0")
     return int(text)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from goclaw.cli import show
+from goclaw.cli import effects, show
 from goclaw.cli.place import Place, home_of
 from goclaw.core.errors import UsageError
 from goclaw.core.states import State
@@ -44,10 +44,11 @@ def show_task(options: argparse.Namespace) -> int:
     """One task."""
     with Place(home_of(options)) as client:
         task = client.task(options.task)
-    if options.json:
-        show.json_line(task.json)
-    else:
-        show.pairs(task.json)
+        if options.json:
+            show.json_line(task.json)
+        else:
+            show.pairs(task.json)
+            effects.tell_unknown(client, task)
     return 0
 
 

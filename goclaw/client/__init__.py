@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from goclaw.client.blocking import SyncClient
     from goclaw.client.records import (
         Approval,
+        EffectInfo,
         Event,
         EventPage,
         PromptResult,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Approval",
     "Client",
+    "EffectInfo",
     "Event",
     "EventPage",
     "PromptResult",

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 
     from goclaw.client.asks import Ask
     from goclaw.client.link import Incoming
-    from goclaw.client.records import EventPage, Receipt, SessionInfo, Status, TaskInfo
+    from goclaw.client.records import (
+        EffectInfo,
+        EventPage,
+        Receipt,
+        SessionInfo,
+        Status,
+        TaskInfo,
+    )
 
 __all__ = ["Client"]
 
@@ -287,6 +294,30 @@ class Client:
     async def resolve(self, approval_id: str, option_id: str) -> str:
         """Answer a question; AlreadyResolved when somebody was quicker."""
         return await self.ask(asks.resolve(approval_id, option_id))
+
+    async def effects(self, task_id: str) -> list[EffectInfo]:
+        """What a task has done, in order; UnknownId."""
+        found: list[EffectInfo] = []
+        after: int | None = None
+        while True:
+            page, after = await self.ask(asks.effects(task_id, after))
+            found += page
+            if after is None:
+                return found
+
+    async def settle(
+        self, task_id: str, ordinal: int, outcome: str, result: Any = None
+    ) -> EffectInfo:
+        """Say what became of an unknown effect: done, not_done or fail, which ends the task."""
+        return await self.ask(asks.settle_effect(task_id, ordinal, outcome, result))
+
+    async def redo(self, task_id: str, ordinal: int) -> EffectInfo:
+        """Send an unknown effect again, under the same key."""
+        return await self.ask(asks.redo_effect(task_id, ordinal))
+
+    async def probe(self, task_id: str, ordinal: int) -> EffectInfo:
+        """Ask the tool of an unknown effect whether it happened, and settle it by the answer."""
+        return await self.ask(asks.probe_effect(task_id, ordinal))
 
     async def events(
         self, session: str, from_event: int = 0, limit: int = limits.EVENTS_PAGE_MAX

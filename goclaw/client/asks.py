@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from goclaw.client.records import (
     Approval,
+    EffectInfo,
     EventPage,
     Receipt,
     SessionInfo,
@@ -26,13 +27,17 @@ __all__ = [
     "Ask",
     "approvals",
     "cancel",
+    "effects",
     "events",
     "exception",
     "greeting",
     "new_session",
+    "probe_effect",
     "prompt",
+    "redo_effect",
     "resolve",
     "resume",
+    "settle_effect",
     "shown_error",
     "status",
     "subscribe",
@@ -160,6 +165,33 @@ def resolve(approval_id: str, option_id: str) -> Ask[str]:
     """Answer a question; the outcome."""
     params = {"approvalId": approval_id, "optionId": option_id}
     return Ask("_goclaw/approvals/resolve", params, lambda result: str(result["outcome"]))
+
+
+def effects(task_id: str, after: int | None = None) -> Ask[tuple[list[EffectInfo], int | None]]:
+    """A page of a task's effects, and the ordinal after which the next one begins."""
+    return Ask("_goclaw/effects/list", {"taskId": task_id, "after": after}, _effect_page)
+
+
+def _effect_page(result: dict[str, Any]) -> tuple[list[EffectInfo], int | None]:
+    return [EffectInfo.read(value) for value in result["effects"]], result.get("next")
+
+
+def settle_effect(task_id: str, ordinal: int, outcome: str, result: Any = None) -> Ask[EffectInfo]:
+    """Say that an unknown effect is done, not_done, or that its task fails over it."""
+    params = {"taskId": task_id, "ordinal": ordinal, "outcome": outcome, "result": result}
+    return Ask("_goclaw/effects/settle", params, EffectInfo.read)
+
+
+def redo_effect(task_id: str, ordinal: int) -> Ask[EffectInfo]:
+    """Send an unknown effect again."""
+    params = {"taskId": task_id, "ordinal": ordinal}
+    return Ask("_goclaw/effects/redo", params, EffectInfo.read)
+
+
+def probe_effect(task_id: str, ordinal: int) -> Ask[EffectInfo]:
+    """Ask the tool of an unknown effect whether it happened."""
+    params = {"taskId": task_id, "ordinal": ordinal}
+    return Ask("_goclaw/effects/probe", params, EffectInfo.read)
 
 
 def status() -> Ask[Status]:

@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 
     from goclaw.client.asks import Ask
     from goclaw.client.link import Incoming
-    from goclaw.client.records import EventPage, Receipt, SessionInfo, Status, TaskInfo
+    from goclaw.client.records import (
+        EffectInfo,
+        EventPage,
+        Receipt,
+        SessionInfo,
+        Status,
+        TaskInfo,
+    )
 
 __all__ = ["Prompted", "SyncClient"]
 
@@ -170,6 +177,28 @@ class SyncClient:
     def resolve(self, approval_id: str, option_id: str) -> str:
         """Answer a question; AlreadyResolved when somebody was quicker."""
         return self.ask(asks.resolve(approval_id, option_id))
+
+    def effects(self, task_id: str) -> list[EffectInfo]:
+        """What a task has done, in order; UnknownId."""
+        found: list[EffectInfo] = []
+        after: int | None = None
+        while True:
+            page, after = self.ask(asks.effects(task_id, after))
+            found += page
+            if after is None:
+                return found
+
+    def settle(self, task_id: str, ordinal: int, outcome: str, result: Any = None) -> EffectInfo:
+        """Say what became of an unknown effect: done, not_done or fail, which ends the task."""
+        return self.ask(asks.settle_effect(task_id, ordinal, outcome, result))
+
+    def redo(self, task_id: str, ordinal: int) -> EffectInfo:
+        """Send an unknown effect again, under the same key."""
+        return self.ask(asks.redo_effect(task_id, ordinal))
+
+    def probe(self, task_id: str, ordinal: int) -> EffectInfo:
+        """Ask the tool of an unknown effect whether it happened, and settle it by the answer."""
+        return self.ask(asks.probe_effect(task_id, ordinal))
 
     def events(
         self, session: str, from_event: int = 0, limit: int = limits.EVENTS_PAGE_MAX

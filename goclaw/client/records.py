@@ -15,6 +15,7 @@ from goclaw.core.clock import rfc3339
 
 __all__ = [
     "Approval",
+    "EffectInfo",
     "Event",
     "EventPage",
     "PromptResult",
@@ -176,6 +177,26 @@ class TaskInfo:
         return cls(
             value["taskId"], value["sessionId"], value["runId"], value["state"],
             value.get("reason"), int(value.get("attempt", 0)), value,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EffectInfo:
+    """A journaled step of a task; ``json`` is the whole object of `goclaw effects list --json`."""
+
+    ordinal: int
+    kind: str
+    name: str
+    effect_class: str
+    state: str
+    json: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> EffectInfo:
+        """One effect object."""
+        return cls(
+            int(value["ordinal"]), value["kind"], value["name"], value["class"], value["state"],
+            value,
         )  # fmt: skip
 
 

@@ -138,6 +138,7 @@ BRIDGE_BYTES_MAX: Final = 1 * MIB  # of one direction of the bridge; then it rea
 
 # -- effects, tools, skills --------------------------------------------------------------------
 EFFECTS_MAX: Final = 10_000  # per task: a loop bound
+PROBE_MS_MAX: Final = 30_000  # for a tool to say whether a call of it happened
 STEPS_MAX: Final = 200  # brain answers per run
 SCRIPT_BYTES_MAX: Final = 8 * MIB  # a file of --brain script:FILE
 SCRIPT_CHUNKS_MAX: Final = 100_000  # pieces that one say is streamed in

@@ -23,8 +23,10 @@ __all__ = [
     "Approval",
     "Attempt",
     "Call",
+    "CallOf",
     "CallResult",
     "Done",
+    "Effect",
     "Failed",
     "Outcome",
     "Receipt",
@@ -136,6 +138,20 @@ class Approval:
     option_id: str | None
     created_at: int
     expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One journaled step as people are shown it; ``at`` is when it was begun (PROTOCOL 2.8)."""
+
+    ordinal: int
+    kind: str
+    name: str
+    effect_class: str
+    state: str
+    key: str
+    request_hash: str
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,3 +373,12 @@ class Runner(Protocol):
 
     async def run_attempt(self, attempt: Attempt) -> Outcome:
         """Run to an outcome. CancelledError means: stop, the lease is gone."""
+
+
+class CallOf(Protocol):
+    """Builds the call of a journaled effect anew, for those who ask about it; nothing is sent."""
+
+    async def __call__(
+        self, task: Task, session: Session, tool: str, arguments: dict[str, Any]
+    ) -> Call:
+        """Decided on as a call of ``task``; by the policy in force when it names no version."""

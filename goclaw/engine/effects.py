@@ -206,7 +206,10 @@ class Journal:
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
         """Carry out the calls of one answer; ordinals follow their order."""
         entries = [_Entry(self, call, self._ordinal()) for call in calls]
-        await self._ask([entry for entry in entries if not entry.settle_from_journal()])
+        for entry in entries:
+            if not entry.settle_from_journal():
+                await entry.settle_unknown()
+        await self._ask([entry for entry in entries if entry.result is None])
         await self._intend([entry for entry in entries if entry.result is None])
         await _dispatch([entry for entry in entries if entry.result is None])
         return [entry.answer() for entry in entries]
@@ -263,9 +266,8 @@ class Journal:
 
     async def _intend(self, entries: list[_Entry]) -> None:
         """Commit every intent of the answer before the first dispatch; pure ones need no wait."""
-        unsettled = [entry for entry in entries if not await entry.settle_unknown()]
         # A wait's intent commits with the suspension: once it is there, the wait has begun.
-        unsettled = [entry for entry in unsettled if not entry.call.wait_ms]
+        unsettled = [entry for entry in entries if not entry.call.wait_ms]
         if not unsettled:
             return
         faultpoint("before_intent")
@@ -407,8 +409,8 @@ class _Entry:
 
     def verdict(self) -> Verdict:
         """What the policy, the brain or an unknown equal says about sending it (again)."""
-        if self._state in (EffectState.UNKNOWN, EffectState.INTENT) or self._waited:
-            return Verdict.ALLOW  # nothing is sent; a keyed call is not sent again when denied
+        if self._waited:
+            return Verdict.ALLOW  # nothing is sent
         decision = self.call.decision
         found = Verdict.ALLOW if decision is None else decision.effect
         if found is Verdict.ALLOW and (self.call.question or self.digest in self._journal.told):
@@ -474,23 +476,33 @@ class _Entry:
             self.result = replace(self._result(output or b"null", failed), replayed=True)
         return index + self._parts_count
 
-    async def settle_unknown(self) -> bool:
-        """An effect of an earlier attempt whose outcome nobody knows (E-3); True when answered."""
+    async def settle_unknown(self) -> None:
+        """An effect of an earlier attempt whose outcome nobody knows (E-3): answered, parked for,
+        or, when a probe says that it did not happen, on its way like a new one."""
         if self.row is None or self._state is not EffectState.UNKNOWN:
-            return False
+            return
         journal = self._journal
         adopt = journal.adopt(self.ordinal)
-        found = None if self.call.probe is None else await self.call.probe(self.key)
+        found = await self._probed()
         if isinstance(found, Done):
             await self._commit_result(found.output, int(found.failed), adopt)
-            return True
-        if found is False:
+        elif found is False:
             await journal.apply(adopt, self._closed(EffectState.RETRYABLE))
-            return False
-        if journal.task.on_unknown == "suspend":
+            self.row["state"] = EffectState.RETRYABLE
+        elif journal.task.on_unknown == "suspend":
             raise Park("effect_unknown")
-        await self._tell(adopt)
-        return True
+        else:
+            await self._tell(adopt)
+
+    async def _probed(self) -> Done | bool | None:
+        call, decision = self.call, self.call.decision
+        if call.probe is None or (decision is not None and decision.effect is Verdict.DENY):
+            return None  # what is denied is not even asked
+        try:
+            return await call.probe(self.key)
+        except (Unclear, TimeoutError, ConnectionError) as error:
+            why = f"nobody says whether {call.name} happened: {error}"
+            raise Retryable("no_answer", why, fingerprint=f"no_answer:{call.name}") from error
 
     async def _tell(self, *before: _Part) -> None:
         """``tell_brain``: the brain gets to know that nobody knows."""

@@ -1,7 +1,7 @@
 """The engine as one object: what gateways and the embedded run talk to.
 
-Owns the wiring of intake, scheduler, hub, approvals and timer, and who waits for which run. Not in
-here: each of those.
+Owns the wiring of intake, scheduler, hub, approvals, settlement and timer, and who waits for which
+run. Not in here: each of those.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from goclaw.engine.intake import Intake
 from goclaw.engine.recovery import recover
 from goclaw.engine.scheduler import Scheduler
 from goclaw.engine.schedules import Schedules
+from goclaw.engine.settlement import Settlement
 from goclaw.store import rows
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import Config
     from goclaw.core.decisions import Decision
-    from goclaw.core.records import Runner, Session
+    from goclaw.core.records import CallOf, Runner, Session
     from goclaw.store import Committed, Database, Event
 
 __all__ = ["Engine"]
@@ -59,6 +60,7 @@ class Engine:
         daemon_boot: str,
         policy_version: Callable[[], str],
         only_sids: Set[int] | None = None,
+        call_of: CallOf | None = None,
     ) -> None:
         self.database, self.clock, self.config = database, clock, config
         self.hub = Hub(
@@ -74,6 +76,9 @@ class Engine:
             database, clock, config.queue, runner, f"lane:{daemon_boot}",
             load_session=self._session_of, policy_version=policy_version, only_sids=only_sids,
         )  # fmt: skip
+        self.settlement = Settlement(
+            database, clock, self.task, self.intake.session_by_sid, call_of
+        )
         self._schedules = Schedules(database, clock, self.approvals.expire)
         self._sessions: dict[int, Session] = {}
         self._counts: Counter[str] = Counter()
@@ -305,17 +310,6 @@ class Engine:
             "signal", tid=task["tid"], name=name, payload=payload, now=self.clock.wall_ms()
         )
         return committed.events[0][1] if committed.events else None
-
-    async def settle(
-        self, task_id: str, ordinal: int, *, happened: bool, result: bytes | None, by: str
-    ) -> None:
-        """An operator's word on an unknown effect (E-3)."""
-        task = await self.task(task_id)
-        await self.database.write(
-            "effect_settle", tid=task["tid"], ordinal=ordinal, by=by,
-            state="result" if happened else "retryable", result=result,
-            now=self.clock.wall_ms(),
-        )  # fmt: skip
 
     # -- state ---------------------------------------------------------------------------------
 

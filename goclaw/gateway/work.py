@@ -1,4 +1,4 @@
-"""The methods of goclaw's extension: subscriptions, runs, approvals, tasks, administration.
+"""The methods of the extension: subscriptions, runs, approvals, tasks, effects, administration.
 
 Owns their params and the shapes of their answers (PROTOCOL 2.3, 2.8; SPEC 12). Not in here: ACP's
 own methods (``handlers``).
@@ -16,6 +16,7 @@ from goclaw.core.clock import rfc3339
 from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
 from goclaw.core.errors import InvalidParams
 from goclaw.core.states import State
+from goclaw.engine.settlement import OUTCOMES
 from goclaw.gateway.connection import Connection, Handler, Later, Reply
 from goclaw.gateway.handlers import attached, own_session, session_block
 from goclaw.gateway.params import Params
@@ -24,7 +25,8 @@ from goclaw.protocol.messages import KINDS_OPTED_IN
 from goclaw.protocol.session import place
 
 if TYPE_CHECKING:
-    from goclaw.core.records import Accepted, Approval, Receipt, Session
+    from goclaw.core.decisions import Decision
+    from goclaw.core.records import Accepted, Approval, Effect, Receipt, Session
 
 __all__ = ["METHODS"]
 
@@ -265,6 +267,91 @@ async def _task_cancel(connection: Connection, params: Params) -> Reply:
     return _receipt(await connection.engine.cancel_task(task_id, "_goclaw/task/cancel"))
 
 
+# -- effects -----------------------------------------------------------------------------------
+
+
+def _effect(effect: Effect) -> dict[str, Any]:
+    return {
+        "ordinal": effect.ordinal,
+        "kind": effect.kind,
+        "name": effect.name,
+        "class": effect.effect_class,
+        "state": effect.state,
+        "idempotencyKey": effect.key,
+        "requestHash": effect.request_hash,
+        "at": rfc3339(effect.at),
+    }
+
+
+async def _effects_list(connection: Connection, params: Params) -> Reply:
+    most = params.page()
+    after = params.number("after", 0, limits.EFFECTS_MAX, -1)
+    listed = await connection.engine.settlement.listed(
+        params.text("taskId"), after=-1 if after is None else after, limit=most + 1
+    )
+    result: dict[str, Any] = {"effects": [_effect(effect) for effect in listed[:most]]}
+    if len(listed) > most:
+        result["next"] = listed[most - 1].ordinal
+    return Reply(result)
+
+
+async def _about_effect(
+    connection: Connection, params: Params, verb: str
+) -> tuple[str, int, Decision]:
+    """The effect that the params name, and the decision that lets this client answer for it."""
+    task_id, ordinal = params.text("taskId"), params.number("ordinal", 0, limits.EFFECTS_MAX)
+    if ordinal is None:
+        raise InvalidParams("ordinal is missing.", param="ordinal")
+    engine = connection.engine
+    task = await engine.task(task_id)
+    session = await engine.intake.session_by_sid(task["sid"])
+    return (
+        task_id,
+        ordinal,
+        connection.require("admin.effects", f"{verb}/{task_id}/{ordinal}", session),
+    )
+
+
+def _answered(found: tuple[Effect, int | None]) -> Reply:
+    effect, event_id = found
+    return Reply({**_effect(effect), "eventId": event_id})
+
+
+async def _effects_settle(connection: Connection, params: Params) -> Reply:
+    if "outcome" not in params:
+        raise InvalidParams("outcome is missing.", param="outcome")
+    outcome = params.choice("outcome", OUTCOMES)
+    result = orjson.dumps(params.values["result"]) if "result" in params else None
+    task_id, ordinal, decision = await _about_effect(connection, params, "settle")
+    return _answered(
+        await connection.engine.settlement.settle(
+            task_id, ordinal, outcome, result=result, by=connection.client_id, decision=decision
+        )
+    )
+
+
+async def _effects_redo(connection: Connection, params: Params) -> Reply:
+    task_id, ordinal, decision = await _about_effect(connection, params, "redo")
+    return _answered(
+        await connection.engine.settlement.settle(
+            task_id, ordinal, "redo", by=connection.client_id, decision=decision
+        )
+    )
+
+
+async def _effects_probe(connection: Connection, params: Params) -> Later:
+    task_id, ordinal, decision = await _about_effect(connection, params, "probe")
+
+    async def asked() -> Reply:
+        return _answered(
+            await connection.engine.settlement.ask(
+                task_id, ordinal, by=connection.client_id, decision=decision
+            )
+        )
+
+    return Later(asked())
+
+
 # -- the daemon --------------------------------------------------------------------------------
 
 
@@ -338,6 +425,10 @@ METHODS: Final[dict[str, Handler]] = {
     "_goclaw/task/get": _task_get,
     "_goclaw/task/list": _task_list,
     "_goclaw/task/cancel": _task_cancel,
+    "_goclaw/effects/list": _effects_list,
+    "_goclaw/effects/probe": _effects_probe,
+    "_goclaw/effects/settle": _effects_settle,
+    "_goclaw/effects/redo": _effects_redo,
     "_goclaw/system/status": _status,
     "_goclaw/admin/policy": _admin_policy,
     "_goclaw/admin/skill": _admin_skill,

@@ -119,6 +119,16 @@ SELECT count(*) FILTER (WHERE state = 'unknown') AS unknown_count,
 UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn) WHERE sid = :sid;
 <<promote 1048576>>
 
+-- Nobody is asked any more: the task is over without an answer.
+-- fragment: withdraw_approvals by
+-- step: emit
+SELECT 1 AS kind, 'approval.resolved' AS type,
+       json_object('approvalId', approval_id, 'outcome', 'cancelled', 'by', <<by>>) AS payload
+  FROM approvals WHERE tid = :tid AND state = 'open' ORDER BY aid;
+-- step: run
+UPDATE approvals SET state = 'cancelled', answered_at = :now, answered_by = <<by>>
+ WHERE tid = :tid AND state = 'open';
+
 -- program: session_new sid_key hash session_id stream_id salt cwd roots brain interactive now
 -- A session, or the one that was made before with the same key.
 -- returns: sid session_id duplicate
@@ -446,13 +456,7 @@ SELECT lease_token FROM tasks WHERE tid = :tid;
 -- step: run
 DELETE FROM heads WHERE sid = :sid AND tid = :tid;
 <<orphan_intents>>
--- step: emit
-SELECT 1 AS kind, 'approval.resolved' AS type,
-       json_object('approvalId', approval_id, 'outcome', 'cancelled', 'by', :reason) AS payload
-  FROM approvals WHERE tid = :tid AND state = 'open' ORDER BY aid;
--- step: run
-UPDATE approvals SET state = 'cancelled', answered_at = :now, answered_by = :reason
- WHERE tid = :tid AND state = 'open';
+<<withdraw_approvals :reason>>
 -- step: run
 UPDATE task_results SET error = NULL WHERE tid = :tid;
 <<event 1 | 'task.canceled' | json_object('from', :was, 'to', 'CANCELED', 'reason', :reason)>>
@@ -552,19 +556,52 @@ VALUES (:tid, :ordinal, :kind, :name, 'pure', 'result', :key, :hash, :request, :
        attempt = excluded.attempt, token = excluded.token, updated_at = excluded.updated_at;
 <<event 1 | 'effect.result' | json_object('ordinal', :ordinal, 'kind', :kind, 'name', :name, 'class', 'pure', 'state', 'result', 'failed', json(iif(:failed, 'true', 'false')))>>
 
--- program: effect_settle tid ordinal state result by now
--- An operator's word on an unknown effect: result (it happened), retryable (it did not).
+-- program: effect_settle tid ordinal outcome result failed by now
+-- An operator's word, or a probe's, on an unknown effect: done (with its result), not_done, or redo,
+-- which sends it again whatever happened. The task goes on when nothing of it is unknown any more.
 -- returns: event_id unsettled
 -- step: expect unknown_id
 <<task t.tid = :tid>>
 -- step: expect illegal_transition
-UPDATE effects SET state = :state, result = :result, updated_at = :now
- WHERE tid = :tid AND ordinal = :ordinal AND state = 'unknown' RETURNING name, call_id;
-<<event 1 | 'effect.settled' | json_object('ordinal', :ordinal, 'name', :name, 'outcome', :state, 'by', :by)>>
-<<event_when :state = 'result' AND :call_id IS NOT NULL | 0 | 'update' | json_object('sessionUpdate', 'tool_call_update', 'toolCallId', :call_id, 'status', 'completed')>>
+SELECT name, call_id FROM effects
+ WHERE tid = :tid AND ordinal = :ordinal AND state = 'unknown'
+   AND NOT (:outcome = 'redo' AND :was IN ('SUCCEEDED', 'CANCELED'));
+-- step: run
+UPDATE effects
+   SET state = iif(:outcome = 'done', 'result', 'retryable'), result = :result, failed = :failed,
+       updated_at = :now
+ WHERE tid = :tid AND ordinal = :ordinal;
+<<event 1 | 'effect.settled' | json_object('ordinal', :ordinal, 'name', :name, 'outcome', :outcome, 'by', :by)>>
+<<event_when :outcome = 'done' AND :call_id IS NOT NULL | 0 | 'update' | json_object('sessionUpdate', 'tool_call_update', 'toolCallId', :call_id, 'status', iif(:failed, 'failed', 'completed'))>>
 -- step: run
 SELECT count(*) AS unsettled FROM effects WHERE tid = :tid AND state = 'unknown';
 <<requeue state = 'SUSPENDED' AND reason = 'effect_unknown' AND :unsettled = 0 | 'settled'>>
+
+-- program: effect_fail tid ordinal message by now
+-- An operator gives the task up over an effect that stays unknown.
+-- returns: event_id
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: expect illegal_transition
+SELECT name, call_id FROM effects
+ WHERE tid = :tid AND ordinal = :ordinal AND state = 'unknown'
+   AND :was IN ('QUEUED', 'RETRY_WAIT', 'SUSPENDED');
+-- step: run
+DELETE FROM heads WHERE sid = :sid AND tid = :tid;
+<<event 1 | 'effect.settled' | json_object('ordinal', :ordinal, 'name', :name, 'outcome', 'fail', 'by', :by)>>
+<<event_when :call_id IS NOT NULL | 0 | 'update' | json_object('sessionUpdate', 'tool_call_update', 'toolCallId', :call_id, 'status', 'failed')>>
+<<withdraw_approvals :by>>
+-- step: run
+INSERT OR REPLACE INTO task_results (tid, error)
+VALUES (:tid, json_object('code', 'settled_as_fail', 'message', :message));
+<<event 1 | 'task.failed' | json_object('from', :was, 'to', 'FAILED', 'reason', 'settled_as_fail', 'by', :by)>>
+<<event_when :task_kind = 'prompt' | 1 | 'run.ended' | json_object('state', 'FAILED', 'reason', 'settled_as_fail', 'code', 'settled_as_fail', 'message', :message)>>
+-- step: run
+UPDATE tasks
+   SET state = 'FAILED', due_mono = NULL, due_at = NULL, ended_token = NULL, ended_hash = NULL,
+       ended_state = NULL, end_event = :event_id, reason = 'settled_as_fail', updated_at = :now
+ WHERE tid = :tid;
+<<terminal>>
 
 -- program: approval_open tid token approval_id ordinal digest request expires_at now
 -- Durable before anybody is asked; the suspend follows in the same operation.
@@ -752,6 +789,14 @@ SELECT 1 FROM heads WHERE pool = :pool LIMIT 1;
 SELECT ordinal, kind, name, class, state, key, hash, request, result, failed, deduplicated, call_id,
        attempt, token, created_at, updated_at
   FROM effects WHERE tid = :tid ORDER BY ordinal;
+
+-- query: effects_page tid after limit
+SELECT ordinal, kind, name, class, state, key, hash, created_at
+  FROM effects WHERE tid = :tid AND ordinal > :after ORDER BY ordinal LIMIT :limit;
+
+-- query: effect_of_task tid ordinal
+SELECT ordinal, kind, name, class, state, key, hash, created_at, request
+  FROM effects WHERE tid = :tid AND ordinal = :ordinal;
 
 -- query: approvals_listed sid limit
 SELECT a.approval_id, s.session_id, t.task_id, t.run_id, a.ordinal, a.request, a.state, a.option_id,

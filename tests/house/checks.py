@@ -111,10 +111,16 @@ EDGES: dict[str, str] = {
     "goclaw/engine/worker.py:LiveAttempt._outcome": "a brain's code: its fault fails the attempt",
 }
 
-# No side door: a Runner is called by the engine alone, the gate by a Runner.
+# No side door: a Runner is called by the engine alone, the gate by a Runner, a tool by the gate,
+# and what the gate built by the journal. One thing is done without a RUNNING task and its token: a
+# tool is asked whether an unknown effect happened, which reads, is decided on and audited.
 CALLS = {
     "run_attempt": ("goclaw/engine/", "goclaw/daemon.py"),
     "gate.call": ("goclaw/engine/", "goclaw/brains/", "goclaw/daemon.py"),
+    "origin.run": ("goclaw/tools/gate.py",),
+    "origin.probe": ("goclaw/tools/gate.py",),
+    "call.dispatch": ("goclaw/engine/effects.py",),
+    "call.probe": ("goclaw/engine/effects.py", "goclaw/engine/settlement.py"),
 }
 
 # Fault points that are named and not yet placed; each leaves this list with its call.

@@ -118,6 +118,10 @@ PLANTED = [
     ("side_doors", "goclaw/gateway/x.py", "await_(runner.run_attempt(task))", "is a side door"),
     ("side_doors", "goclaw/gateway/x.py", "self._gate.call(tool)", "is a side door"),
     ("side_doors", "goclaw/cli/x.py", "gate.call(tool)", "is a side door"),
+    ("side_doors", "goclaw/engine/x.py", "entry.origin.run(tool)", "is a side door"),
+    ("side_doors", "goclaw/gateway/x.py", "entry.origin.probe(tool)", "is a side door"),
+    ("side_doors", "goclaw/engine/settlement.py", "call.dispatch(key)", "is a side door"),
+    ("side_doors", "goclaw/gateway/x.py", "self.call.probe(key)", "is a side door"),
     ("no_io", "goclaw/protocol/x.py", "async def f(): ...", "has an async def"),
     ("no_io", "goclaw/policy/x.py", "def f(p):\n    return p.read_text()", "opens a file"),
     ("no_io", "goclaw/policy/x.py", "import socket", "policy imports socket"),
@@ -147,6 +151,7 @@ LEFT_ALONE = [
     ("broad_excepts", "goclaw/net/x.py", "try:\n 1\nexcept BaseException:\n undo()\n raise"),
     ("broad_excepts", "goclaw/net/x.py", "try:\n 1\nexcept OSError:\n pass"),
     ("side_doors", "goclaw/engine/x.py", "runner.run_attempt(task)"),
+    ("side_doors", "goclaw/engine/settlement.py", "await call.probe(key)"),
     ("no_io", "goclaw/gateway/x.py", "async def f(): ..."),
     (
         "exports",

@@ -23,6 +23,10 @@ class Sink:
         match request["op"]:
             case "report":
                 return {"sends": self.sends, "effects": self.effects}
+            case "forget":
+                self.sends.clear()
+                self.effects.clear()
+                return {}
             case "probe":
                 return {"happened": self.effects[key] > 0}
             case "send":

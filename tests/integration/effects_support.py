@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from goclaw.core.decisions import Context, Decision, Subject
-    from goclaw.core.records import Accepted, Runner, Session, ToolSource
+    from goclaw.core.records import Accepted, Call, Runner, Session, Task, ToolSource
 
 HERE = Path(__file__).parent
 CLASSES = tuple(str(kind) for kind in EffectClass)
@@ -91,6 +91,13 @@ class SinkTools:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self.refusals = 0
+        self.probes = 0
+        self.resets = True
+        """False: ``reset`` calls are answered, as if the line were good again."""
+        self.tells = True
+        """False: a probe cannot tell."""
+        self.probe_fault: Exception | None = None
+        self.probe_hangs = False
         self.hanging = asyncio.Event()
         self.released = asyncio.Event()
 
@@ -121,11 +128,19 @@ class SinkTools:
             case "hang":
                 self.hanging.set()
                 await self.released.wait()
-        request = {"op": "send", "tool": tool.name, "key": key, "reset": mode == "reset"}
+        reset = mode == "reset" and self.resets
+        request = {"op": "send", "tool": tool.name, "key": key, "reset": reset}
         answer = await ask_sink(self._socket, request)
         return Done(orjson.dumps({"n": arguments["n"], **answer}), failed=mode == "fail")
 
     async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:
+        self.probes += 1
+        if self.probe_fault is not None:
+            raise self.probe_fault
+        if self.probe_hangs:
+            await asyncio.Event().wait()
+        if not self.tells:
+            return None
         answer = await ask_sink(self._socket, {"op": "probe", "key": key})
         return Done(b'{"probed":true}') if answer["happened"] else False
 
@@ -198,11 +213,16 @@ class World:
             decision_id=self.clock.new_id("decision"), at_ms=self.clock.wall_ms(),
         )  # fmt: skip
 
+    async def call_of(
+        self, task: Task, session: Session, tool: str, arguments: dict[str, Any]
+    ) -> Call:
+        return await self.gate.call(task, session, session.brain, tool, arguments)
+
     async def __aenter__(self) -> World:
         self.database = open_database(self.home)
         self.engine = Engine(
             self.database, self.clock, self._config, self._runner, daemon_boot="test",
-            policy_version=lambda: self.policy.version,
+            policy_version=lambda: self.policy.version, call_of=self.call_of,
         )  # fmt: skip
         self.changed = asyncio.Condition()
         self.engine.hub.observe(self._observe)

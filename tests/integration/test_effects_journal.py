@@ -446,8 +446,8 @@ def test_a_sleep_beside_another_call_of_the_same_answer(
                     async with world.changed:
                         await world.changed.wait()
                     task = await world.until(accepted.task_id)
-                await world.engine.settle(
-                    accepted.task_id, 1, happened=True, result=b"1", by="test"
+                await world.engine.settlement.settle(
+                    accepted.task_id, 1, "done", result=b"1", by="test"
                 )
             task = await world.until(accepted.task_id, "SUCCEEDED")
             suspended = [p for t, p in await world.events() if t == "task.suspended"]

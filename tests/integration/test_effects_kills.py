@@ -154,8 +154,8 @@ async def check_task(world: World, task: dict[str, Any], is_unknown: bool) -> No
         assert task["state"] == "SUCCEEDED"
         return
     assert (task["state"], task["reason"]) == ("SUSPENDED", "effect_unknown")
-    await world.engine.settle(
-        task["task_id"], 0, happened=True, result=b'{"settled":true}', by="test"
+    await world.engine.settlement.settle(
+        task["task_id"], 0, "done", result=b'{"settled":true}', by="test"
     )
     task = await world.until(task["task_id"], "SUCCEEDED")
     assert task["result"] == b'{"settled":true}'
@@ -183,7 +183,7 @@ def test_an_unknown_call_that_did_not_happen_is_made_once_a_person_says_so(
         async with next_life(home, sink, job) as world:
             task = await world.until((await submit(world, job)).task_id)
             assert task["state"] == "SUSPENDED"
-            await world.engine.settle(task["task_id"], 0, happened=False, result=None, by="test")
+            await world.engine.settlement.settle(task["task_id"], 0, "not_done", by="test")
             task = await world.until(task["task_id"], "SUCCEEDED")
             assert json.loads(task["result"]) == {"n": 1, "effects": 1}
             await check_shown_once(world)

@@ -259,7 +259,7 @@ def test_what_a_lost_lease_makes_of_the_task(
     stopped = cls == "irreversible" and on_unknown == "suspend"
     assert lose(store, tid, OLD)["state"] == ("SUSPENDED" if stopped else "QUEUED")
     if stopped:
-        settled = {"tid": tid, "ordinal": 0, "state": "retryable", "by": "operator"}
+        settled = {"tid": tid, "ordinal": 0, "outcome": "not_done", "failed": 0, "by": "me"}
         assert store.must("effect_settle", **settled)["unsettled"] == 0
         assert store.run("effect_settle", **settled).code == "illegal_transition"
     assert store.claim(NEW)["tid"] == tid
@@ -278,8 +278,9 @@ def test_a_task_goes_on_when_the_last_unknown_effect_is_settled(
     assert lose(store, live, OLD)["unknown_count"] == 3
     for ordinal, (left, state) in enumerate([(2, "SUSPENDED"), (1, "SUSPENDED"), (0, "QUEUED")]):
         answer = store.must(
-            "effect_settle", tid=live, ordinal=ordinal, state="result", result=b"1", by="me"
-        )
+            "effect_settle", tid=live, ordinal=ordinal, outcome="done", result=b"1", failed=0,
+            by="me",
+        )  # fmt: skip
         assert answer["unsettled"] == left
         assert support.rows(store.path, "SELECT state FROM tasks") == [(state,)]
     support.obey(store.path)

@@ -147,7 +147,10 @@ MOVES: dict[str, Callable[[support.Store, int], support.Answer]] = {
     ),
     "effect_adopt": lambda store, tid: store.run("effect_adopt", tid=tid, token=TOKEN, ordinal=0),
     "effect_settle": lambda store, tid: store.run(
-        "effect_settle", tid=tid, ordinal=0, state="result", by="operator"
+        "effect_settle", tid=tid, ordinal=0, outcome="done", failed=0, by="operator"
+    ),
+    "effect_fail": lambda store, tid: store.run(
+        "effect_fail", tid=tid, ordinal=0, message="m", by="operator"
     ),
     "append": lambda store, tid: store.run(
         "append", tid=tid, token=TOKEN, kind=0, type="update", payload=b"{}"
@@ -214,10 +217,10 @@ def test_every_lead_is_in_the_table_and_every_row_is_led_to() -> None:
     reached = {(state, target) for (_move, state), target in LEADS.items()} | {
         (None, State.QUEUED),
         (State.RUNNING, State.DEAD_LETTER),
+        *((state, State.FAILED) for state in GIVEN_UP),
     }
     reached -= {(State.QUEUED, State.RUNNING)}  # by way of CLAIMED
     pending = {
-        *((state, State.FAILED) for state in (State.QUEUED, State.RETRY_WAIT, State.SUSPENDED)),
         (State.FAILED, State.QUEUED),
         (State.DEAD_LETTER, State.QUEUED),
     }
@@ -228,6 +231,65 @@ def test_every_lead_is_in_the_table_and_every_row_is_led_to() -> None:
     }
     assert reached | pending == rows
     assert not reached & pending
+
+
+# -- given up over an effect that nobody knows ----------------------------------------------------
+
+GIVEN_UP = (State.QUEUED, State.RETRY_WAIT, State.SUSPENDED)
+
+
+@pytest.mark.req("E-3", "Q-1", "Q-2", "A-7")
+@pytest.mark.parametrize("state", MAKERS)
+@pytest.mark.parametrize("kind", ["prompt", "tool"])
+def test_a_task_is_given_up_only_while_it_waits(
+    store: support.Store, state: State, kind: str
+) -> None:
+    """Its questions are taken back, its turn is free, and the effect stays unknown."""
+    sid = store.session()
+    tid = store.enqueue(sid, kind=kind, max_attempts=1 if state is State.DEAD_LETTER else 5)
+    behind = store.enqueue(sid)
+    store.claim(TOKEN)
+    store.must(
+        "effect_intent", tid=tid, token=TOKEN, ordinal=0, kind="tool", name="t", key="k",
+        hash=b"h", request=b"{}", call_id="c", **{"class": "irreversible"},
+    )  # fmt: skip
+    store.must(
+        "effect_result", tid=tid, token=TOKEN, ordinal=0, state="unknown", result=None, failed=0
+    )
+    match state:
+        case State.SUSPENDED:
+            asked(store, tid, "a")
+        case State.RETRY_WAIT | State.DEAD_LETTER:
+            store.must("fail", **failing(tid))
+        case State.FAILED:
+            store.must("fail", **failing(tid, retryable=0))
+        case State.QUEUED:
+            store.must("reclaim", tid=tid, token=TOKEN, **{**CRASH, "spent": 0, "reason": "x"})
+            store.must("wake", tid=tid, reason="due")
+        case State.CANCELED:
+            store.must("cancel", tid=tid, reason="cancel")
+        case State.SUCCEEDED:
+            store.must("complete", **end(tid), result=b"1", stop_reason="end_turn")
+    ((found,),) = support.rows(store.path, "SELECT state FROM tasks WHERE tid = ?", tid)
+    assert found == state
+    answer = store.run("effect_fail", tid=tid, ordinal=0, message="who knows", by="me")
+    if state not in GIVEN_UP:
+        assert answer.code == "illegal_transition"
+        return
+    assert answer.code is None
+    told = {event[3]: orjson.loads(event[9]) for event in answer.events}
+    assert (told["effect.settled"]["outcome"], told["effect.settled"]["by"]) == ("fail", "me")
+    step = told["task.failed"]
+    assert (step["from"], step["to"], step["reason"]) == (state, "FAILED", "settled_as_fail")
+    assert told["update"]["status"] == "failed"
+    assert ("run.ended" in told) == (kind == "prompt")
+    assert ("approval.resolved" in told) == (state is State.SUSPENDED)
+    ((effect, error),) = support.rows(
+        store.path, "SELECT e.state, r.error FROM effects AS e JOIN task_results AS r USING (tid)"
+    )
+    assert (effect, orjson.loads(error)["code"]) == ("unknown", "settled_as_fail")
+    assert store.claim(b"u" * 16)["tid"] == behind
+    support.obey(store.path)
 
 
 # -- budgets --------------------------------------------------------------------------------------

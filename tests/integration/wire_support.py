@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
-    from goclaw.core.records import Attempt, Outcome, Session, Stream
+    from goclaw.core.records import Attempt, Outcome, Session, Stream, Task
 
 __all__ = ["LOOPS", "OPTED_IN", "TOKEN", "Client", "House", "opened", "text", "wire"]
 
@@ -49,7 +49,8 @@ class ScriptRunner:
     """Runs the words of a prompt, one after the other.
 
     ``say:X`` ``chunks:N`` ``bulk:NxSIZE`` ``wait:NAME`` (a gate of the house) ``ask:TITLE``
-    ``tool:NAME`` ``fail:CODE`` ``stop:REASON``; anything else is said.
+    ``tool:NAME`` ``fail:CODE`` ``stop:REASON``; anything else is said. A task whose tool is one of
+    LOSING makes a call for each of its ``ns`` and hears nothing of it; any other is an echo.
     """
 
     def __init__(self, gates: dict[str, asyncio.Event]) -> None:
@@ -58,6 +59,10 @@ class ScriptRunner:
 
     async def run_attempt(self, attempt: Attempt) -> Outcome:
         payload = orjson.loads(attempt.task.payload)
+        if payload.get("tool") in LOSING:
+            calls = [losing(payload["tool"], n) for n in payload["arguments"]["ns"]]
+            results = await attempt.perform(calls)
+            return Succeeded(result=b"[" + b",".join(one.output for one in results) + b"]")
         if "tool" in payload:
             return Succeeded(result=orjson.dumps({"echo": payload["arguments"]}))
         words = " ".join(block.get("text", "") for block in payload["prompt"]).split()
@@ -127,6 +132,16 @@ def tool(name: str, *decisions: Decision) -> Call:
     )  # fmt: skip
 
 
+LOSING = {"losing": EffectClass.IRREVERSIBLE, "doubting": EffectClass.PROBEABLE}
+
+
+def losing(name: str, n: int, probe: Callable[[str], Any] | None = None) -> Call:
+    async def dispatch(_key: str, _cancelled: asyncio.Event) -> Done:
+        raise ConnectionResetError("no answer")
+
+    return Call("tool", name, orjson.dumps({"n": n}), LOSING[name], dispatch, probe=probe)
+
+
 def asked(title: str) -> Call:
     decision = Decision(
         "decision_x", 0, Subject(SubjectKind.RUN, "script", Origin.INTERNAL), "tool.call",
@@ -147,6 +162,8 @@ class House:
     stops: list[bool]
     sids: list[int]
     clients: list[Client]
+    probed: list[Done | bool | None]
+    """What the tools of LOSING answer when they are asked, in turn."""
 
     @property
     def gates(self) -> dict[str, asyncio.Event]:
@@ -387,9 +404,17 @@ async def opened(
     rules = document.load(policy, home=str(home))
     database = open_database(home)
     runner = ScriptRunner({})
+    probed: list[Done | bool | None] = []
+
+    async def probe(_key: str) -> Done | bool | None:
+        return probed.pop(0)
+
+    async def call_of(_task: Task, _session: Session, name: str, arguments: dict[str, Any]) -> Call:
+        return losing(name, arguments["n"], probe)
+
     engine = Engine(
         database, clock, config, runner, daemon_boot=clock.new_id("boot"),
-        policy_version=lambda: rules.version,
+        policy_version=lambda: rules.version, call_of=call_of,
     )  # fmt: skip
     await engine.start()
 
@@ -419,7 +444,7 @@ async def opened(
     port = await gateway.serve_ws("127.0.0.1", 0)
     if lanes:
         engine.open_lanes()
-    house = House(engine, gateway, runner, socket, port, stops, sids, [])
+    house = House(engine, gateway, runner, socket, port, stops, sids, [], probed)
     try:
         yield house
     finally:

@@ -642,23 +642,45 @@ class Walk:
 
     def effect_settle(self) -> None:
         ordinal = self.pick(range(3))
-        state = self.pick(["result", "retryable"])
-        unknown = [task for task in self.tasks.values() if task.count("unknown")]
-        task = self.pick(unknown * 4 + list(self.tasks.values()))
+        outcome = self.pick(["done", "not_done", "redo"])
+        task = self.pick(self.with_unknown() * 4 + list(self.tasks.values()))
 
         def judge(answer: support.Answer) -> None:
             effect = task.effects.get(ordinal)
-            if effect is None or effect.state != "unknown":
+            never = outcome == "redo" and task.state in ("SUCCEEDED", "CANCELED")
+            if effect is None or effect.state != "unknown" or never:
                 assert answer.code == "illegal_transition"
                 return
-            effect.state = state
+            effect.state = "result" if outcome == "done" else "retryable"
             assert answer["unsettled"] == task.count("unknown")
             parked = task.state == "SUSPENDED" and task.reason == "effect_unknown"
             if parked and not task.count("unknown"):
                 task.requeue()
 
-        call = {"tid": task.tid, "ordinal": ordinal, "state": state, "by": "operator"}
+        call = {"tid": task.tid, "ordinal": ordinal, "outcome": outcome, "failed": 0, "by": "me"}
         self.ask(judge, ("effect_settle", call))
+
+    def effect_fail(self) -> None:
+        ordinal = self.pick(range(3))
+        task = self.pick(self.with_unknown() * 4 + list(self.tasks.values()))
+
+        def judge(answer: support.Answer) -> None:
+            effect = task.effects.get(ordinal)
+            waits = task.state in ("QUEUED", "RETRY_WAIT", "SUSPENDED")
+            if effect is None or effect.state != "unknown" or not waits:
+                assert answer.code == "illegal_transition"
+                return
+            assert answer.code is None
+            for name, state in task.approvals.items():
+                task.approvals[name] = "cancelled" if state == "open" else state
+            self.end(task, "FAILED", "settled_as_fail")
+            task.ended = None
+
+        call = {"tid": task.tid, "ordinal": ordinal, "message": "m", "by": "me"}
+        self.ask(judge, ("effect_fail", call))
+
+    def with_unknown(self) -> list[Task]:
+        return [task for task in self.tasks.values() if task.count("unknown")]
 
     def approval_resolve(self) -> None:
         allowed = self.pick(range(2))
@@ -761,7 +783,8 @@ STEPS: list[Callable[[Walk], None]] = [
     *[Walk.suspend] * 3,
     *[Walk.fail, Walk.effect_result, Walk.approval_resolve] * 2,
     Walk.session, Walk.heartbeat, Walk.append, Walk.complete, Walk.wake, Walk.reclaim, Walk.cancel,
-    Walk.effect_record, Walk.effect_settle, Walk.signal, Walk.small_writes, Walk.rebase_boot,
+    Walk.effect_record, Walk.effect_settle, Walk.effect_fail, Walk.signal, Walk.small_writes,
+    Walk.rebase_boot,
 ]  # fmt: skip
 
 WALKS = pytest.mark.req(
@@ -812,6 +835,7 @@ UNREACHED = {
     ("effect_intent", "idempotency_conflict"),  # keys shared over tasks: test_store_effects.py
     ("effect_intent", "effect_unknown"),
     ("wake", "unknown_id"), ("cancel", "unknown_id"), ("signal", "unknown_id"),
-    ("effect_settle", "unknown_id"), ("approval_resolve", "unknown_id"),
+    ("effect_settle", "unknown_id"), ("effect_fail", "unknown_id"),
+    ("approval_resolve", "unknown_id"),
     ("session_event", "session_unknown"),
 }  # fmt: skip

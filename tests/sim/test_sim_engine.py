@@ -158,8 +158,8 @@ class Campaign:
                 if effect["state"] != "unknown":
                     continue
                 try:
-                    await world.engine.settle(
-                        row["task_id"], effect["ordinal"], happened=True, result=b"1", by="me"
+                    await world.engine.settlement.settle(
+                        row["task_id"], effect["ordinal"], "done", result=b"1", by="me"
                     )
                 except GoclawError:
                     continue  # a cancel was quicker
