@@ -54,7 +54,6 @@ static void **gc_table = 0;
 #define gc_value_bytes GC_SLOT(103, int, (sqlite3_value *))
 #define gc_value_int64 GC_SLOT(107, int64_t, (sqlite3_value *))
 #define gc_value_text GC_SLOT(109, const unsigned char *, (sqlite3_value *))
-#define gc_prepare_v2 GC_SLOT(116, int, (sqlite3 *, const char *, int, sqlite3_stmt **, const char **))
 #define gc_open_v2 GC_SLOT(135, int, (const char *, sqlite3 **, int, const char *))
 #define gc_create_function_v2 GC_SLOT(162, int, (sqlite3 *, const char *, int, int, void *, gc_function, gc_function, void (*)(sqlite3_context *), void (*)(void *)))
 #define gc_stmt_readonly GC_SLOT(185, int, (sqlite3_stmt *))
@@ -62,9 +61,10 @@ static void **gc_table = 0;
 #define gc_sourceid GC_SLOT(169, const char *, (void))
 #define gc_wal_hook_set GC_SLOT(175, void *, (sqlite3 *, gc_wal_hook, void *))
 #define gc_close_v2 GC_SLOT(179, int, (sqlite3 *))
+#define gc_prepare_v3 GC_SLOT(217, int, (sqlite3 *, const char *, int, unsigned, sqlite3_stmt **, const char **))
 
 static const int gc_slots_used[] = {2, 3, 5, 6, 7, 9, 10, 14, 19, 20, 22, 27, 29, 30, 36, 38, 53, 55, 57, 60, 67,
-                                    77, 78, 94, 102, 103, 107, 109, 116, 135, 162, 163, 169, 175, 179, 185};
+                                    77, 78, 94, 102, 103, 107, 109, 135, 162, 163, 169, 175, 179, 185, 217};
 
 enum {
     GC_OK = 0,
@@ -77,6 +77,7 @@ enum {
     GC_BLOB = 4,
     GC_NULL = 5,
     GC_ENABLE_QPSG = 1007,
+    GC_PERSISTENT = 1,
     GC_READ_FLAGS = 0x1 /* READONLY */ | 0x8000 /* NOMUTEX */,
     GC_OPEN_FLAGS = 0x2 /* READWRITE, never CREATE */ | 0x8000 /* NOMUTEX: one thread at a time */,
     GC_FUNCTION_FLAGS = 1 /* UTF8 */ | 0x800 /* DETERMINISTIC */ | 0x200000 /* INNOCUOUS */
