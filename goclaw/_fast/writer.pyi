@@ -34,6 +34,8 @@ class Writer:
         checkpoint_wait_ms: int,
         threaded: bool,
     ) -> None: ...
+    def bind(self, program: str, arguments: dict[str, Any]) -> tuple[int, tuple[Any, ...]]:
+        """A part for ``submit``; parameters left out are NULL. KeyError for an unknown name."""
     def submit(self, parts: tuple[Any, ...], live: bool = False) -> int:
         """Queue one atomic operation: ((program index, parameters), ...); answers its ticket.
 

@@ -14,6 +14,11 @@ undo; after the first that failed later, the batch is rolled back and run again 
 cimport cython
 from libc.stdint cimport int64_t, uint8_t
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_GetItem
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset, strcmp, strlen
 
@@ -58,6 +63,7 @@ cdef extern from "sqlite_table.h" nogil:
     int pthread_cond_init(pthread_cond_t *condition, void *attributes)
     int pthread_cond_signal(pthread_cond_t *condition)
     int pthread_cond_destroy(pthread_cond_t *condition)
+    long read(int fd, void *data, size_t n)
     long write(int fd, const void *data, size_t n)
     int close(int fd)
     int getpid()
@@ -123,6 +129,7 @@ cdef enum:
     MARKS_COUNT = 10
     MESSAGE_BYTES = 240
     PAGE_BYTES = 4096
+    ARENA_BYTES = 6000         # a claim needs 5 thousand, most others less
     IDLE_MS = 500              # quiet this long: time to checkpoint
     LIBRARY_VERSION_MIN = 3046000
 
@@ -179,8 +186,9 @@ cdef struct Operation:
     int wrote
     Event *events
     Event *last_event
-    Chunk *arena
     char message[MESSAGE_BYTES]
+    Chunk *arena
+    Chunk own                  # the first of the arena; its bytes follow the operation
 
 cdef struct Core:
     pthread_t thread
@@ -225,6 +233,8 @@ cdef struct Core:
     Operation *last
     Operation *done_first
     Operation *done_last
+    Operation *spare
+    int spare_count
     int pending
     int64_t batches_run
     int64_t operations_run
@@ -235,12 +245,28 @@ cdef struct Core:
 
 # -- arena ---------------------------------------------------------------------------------------
 
+cdef Operation *begin(Core *core) noexcept nogil:
+    """An empty operation, from the spare ones if there is one; NULL without memory. The loop's side only."""
+    cdef Operation *op = core.spare
+    if op == NULL:
+        op = <Operation *>malloc(sizeof(Operation) + ARENA_BYTES)
+        if op == NULL:
+            return NULL
+    else:
+        core.spare = op.next
+        core.spare_count -= 1
+    memset(op, 0, sizeof(Operation))
+    op.arena = &op.own
+    op.own.size = ARENA_BYTES
+    return op
+
+
 cdef void *reserve(Operation *op, size_t n) noexcept nogil:
     cdef Chunk *chunk = op.arena
     cdef size_t size
     n = (n + 15) & ~<size_t>15
-    if chunk == NULL or chunk.used + n > chunk.size:
-        size = n if n > 2000 else 2000
+    if chunk.used + n > chunk.size:
+        size = n if n > ARENA_BYTES else ARENA_BYTES
         chunk = <Chunk *>malloc(sizeof(Chunk) + size)
         if chunk == NULL:
             return NULL
@@ -252,14 +278,19 @@ cdef void *reserve(Operation *op, size_t n) noexcept nogil:
     return <char *>chunk + sizeof(Chunk) + chunk.used - n
 
 
-cdef void forget(Operation *op) noexcept nogil:
-    cdef Chunk *chunk = op.arena
-    cdef Chunk *next
-    while chunk != NULL:
-        next = chunk.next
+cdef void forget(Core *core, Operation *op) noexcept nogil:
+    """Free what the operation took; it is spare for the next, up to a batch of them. The loop's side only."""
+    cdef Chunk *chunk
+    while op.arena != &op.own:
+        chunk = op.arena
+        op.arena = chunk.next
         free(chunk)
-        chunk = next
-    free(op)
+    if core.spare_count < core.batch_max:
+        op.next = core.spare
+        core.spare = op
+        core.spare_count += 1
+    else:
+        free(op)
 
 
 cdef inline void copy_text(char *target, const char *source) noexcept nogil:
@@ -790,7 +821,7 @@ cdef void *thread_main(void *argument) noexcept nogil:
 
 cdef int from_python(object item, Operation *op, Value *value) except -1:
     cdef Py_ssize_t size
-    cdef bytes data
+    cdef const char *data
     if item is None:
         value.kind = GC_NULL
     elif isinstance(item, int):
@@ -799,18 +830,18 @@ cdef int from_python(object item, Operation *op, Value *value) except -1:
     elif isinstance(item, (str, bytes)):
         if isinstance(item, str):
             value.kind = GC_TEXT
-            data = (<str>item).encode()
+            data = PyUnicode_AsUTF8AndSize(item, &size)
         else:
             value.kind = GC_BLOB
-            data = item
-        size = len(data)
+            data = <bytes>item
+            size = len(<bytes>item)
         if size > 0x7FFFFFF0:
             raise ValueError("a parameter is over 2 GiB")
         value.size = <int>size
         value.data = <char *>reserve(op, size + 1)
         if value.data == NULL:
             raise MemoryError
-        memcpy(value.data, <char *>data, size)
+        memcpy(value.data, data, size)
     elif isinstance(item, float):
         value.kind = GC_FLOAT
         value.real = item
@@ -880,6 +911,7 @@ cdef class Writer:
     cdef int pending_max
     cdef int64_t next_ticket
     cdef list codes
+    cdef dict takes            # of each program: its index, and its parameters in order
     cdef readonly int wake_fd
 
     def __cinit__(self):
@@ -899,6 +931,7 @@ cdef class Writer:
         self.pending_max = pending_max
         self.next_ticket = 1
         self.codes = ["storage_failed", "constraint", "outcome_unknown"]
+        self.takes = {}
         core.code_storage = 1
         core.code_constraint = 2
         core.code_unknown = 3
@@ -937,7 +970,8 @@ cdef class Writer:
         cdef int i, k
         core.programs = <Program *>zeroed(len(programs), sizeof(Program))
         core.programs_count = <int>len(programs)
-        for i, (_name, parameters, steps, _returns, late) in enumerate(programs):
+        for i, (name, parameters, steps, _returns, late) in enumerate(programs):
+            self.takes[name] = i, tuple(parameters)
             program = &core.programs[i]
             program.parameters = <int>len(parameters)
             program.late = late
@@ -989,6 +1023,26 @@ cdef class Writer:
                     raise ValueError(f"{name}: nothing sets the returned {register}")
                 program.returns[n] = slots[register]
 
+    def bind(self, str program not None, dict arguments not None):
+        """See the stub."""
+        cdef tuple names, values
+        cdef PyObject *found
+        cdef object value
+        cdef Py_ssize_t i, given = 0
+        index, names = self.takes[program]
+        values = PyTuple_New(len(names))
+        for i in range(len(names)):
+            found = PyDict_GetItem(arguments, names[i])
+            value = None
+            if found != NULL:
+                given += 1
+                value = <object>found
+            Py_INCREF(value)
+            PyTuple_SET_ITEM(values, i, value)
+        if given != len(arguments):
+            raise KeyError(next(name for name in arguments if name not in names))
+        return index, values
+
     def submit(self, tuple parts, bint live=False):
         """See the stub."""
         cdef Core *core = self.core
@@ -999,7 +1053,7 @@ cdef class Writer:
         self._check()
         if core.pending >= (2 * self.pending_max if live else self.pending_max):
             return 0
-        op = <Operation *>calloc(1, sizeof(Operation))
+        op = begin(core)
         if op == NULL:
             raise MemoryError
         try:
@@ -1027,7 +1081,7 @@ cdef class Writer:
                 for n in range(program.parameters):
                     from_python(values[n], op, &part.parameters[n])
         except BaseException:
-            forget(op)
+            forget(core, op)
             raise
         op.ticket = self.next_ticket
         self.next_ticket += 1
@@ -1051,12 +1105,10 @@ cdef class Writer:
         cdef Event *event
         cdef Program *program
         cdef int p, n, count = 0
+        cdef char[64] woken        # what is left over wakes once more
+        cdef tuple values
         self._check(True)
-        try:
-            while os.read(self.wake_fd, 4096):
-                pass
-        except BlockingIOError:
-            pass
+        read(self.wake_fd, woken, sizeof(woken))
         pthread_mutex_lock(&core.mutex)
         op = core.done_first
         core.done_first = NULL
@@ -1077,14 +1129,17 @@ cdef class Writer:
             returns = []
             for p in range(0 if op.code else op.parts_count):
                 program = &core.programs[op.parts[p].program]
-                returns.append(tuple([
-                    to_python(&op.parts[p].registers[program.returns[n]]) for n in range(program.returns_count)
-                ]))
+                values = PyTuple_New(program.returns_count)
+                for n in range(program.returns_count):
+                    value = to_python(&op.parts[p].registers[program.returns[n]])
+                    Py_INCREF(value)
+                    PyTuple_SET_ITEM(values, n, value)
+                returns.append(values)
             code = self.codes[op.code - 1] if op.code else None
             message = op.message.decode(errors="replace") if op.message[0] else ""
             done.append((op.ticket, code, message, returns, events))
             next = op.next
-            forget(op)
+            forget(core, op)
             op = next
             count += 1
         pthread_mutex_lock(&core.mutex)
@@ -1163,11 +1218,15 @@ cdef class Writer:
         while core.first != NULL:
             op = core.first
             core.first = op.next
-            forget(op)
+            forget(core, op)
         while core.done_first != NULL:
             op = core.done_first
             core.done_first = op.next
-            forget(op)
+            forget(core, op)
+        while core.spare != NULL:
+            op = core.spare
+            core.spare = op.next
+            free(op)
         for i in range(core.programs_count):
             for k in range(core.programs[i].steps_count):
                 free(core.programs[i].steps[k].sql)

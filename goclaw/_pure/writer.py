@@ -118,6 +118,9 @@ class Writer:
         self._connection: apsw.Connection | None = None
         self._open()
         self._compiled = self._prove()
+        self._takes = {
+            program[0]: (index, dict.fromkeys(program[1])) for index, program in enumerate(programs)
+        }
         self._queue: deque[Any] = deque()
         self._done: deque[Any] = deque()
         self._condition = threading.Condition()
@@ -189,6 +192,14 @@ class Writer:
             self._checkpointed = 0  # the log has begun anew
         self._wal_pages = pages
         return 0
+
+    def bind(self, program: str, arguments: dict[str, Any]) -> tuple[int, tuple[Any, ...]]:
+        """See the stub."""
+        index, empty = self._takes[program]
+        values = empty | arguments
+        if len(values) != len(empty):
+            raise KeyError(next(name for name in arguments if name not in empty))
+        return index, tuple(values.values())
 
     def submit(self, parts: tuple[Any, ...], live: bool = False) -> int:
         """See the stub."""

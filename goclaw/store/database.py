@@ -64,6 +64,9 @@ class Committed(NamedTuple):
     events: list[Event]
 
 
+_committed: Final = tuple.__new__  # a third of what the class's own would cost, once an operation
+
+
 def database_files(home: Path) -> list[Path]:
     """The files only the store may open: any other handle on them drops SQLite's locks."""
     return [home / NAME, home / f"{NAME}-wal", home / f"{NAME}-shm"]
@@ -164,11 +167,6 @@ class Database:
         self.path = path
         self.synchronous = synchronous
         self._catalogue = catalogue = queries.load()
-        self._index = {name: index for index, name in enumerate(catalogue.programs)}
-        self._arguments = {
-            name: {parameter: place for place, parameter in enumerate(program.parameters)}
-            for name, program in catalogue.programs.items()
-        }
         try:
             self._writer = _fast.open_writer(
                 str(path),
@@ -211,11 +209,8 @@ class Database:
 
     def bind(self, program: str, /, **arguments: Any) -> tuple[int, tuple[Any, ...]]:
         """A part of an operation; parameters left out are NULL. KeyError for an unknown one."""
-        places = self._arguments[program]
-        values: list[Any] = [None] * len(places)
-        for name, value in arguments.items():
-            values[places[name]] = value
-        return self._index[program], tuple(values)
+        part: tuple[int, tuple[Any, ...]] = self._writer.bind(program, arguments)
+        return part
 
     def apply(
         self, *parts: tuple[int, tuple[Any, ...]], live: bool = False
@@ -226,6 +221,17 @@ class Database:
         no (nothing was changed), at once with QueueFull when too much waits (``live``: room kept
         for operations of running attempts). A cancelled future does not take the operation back.
         """
+        return self._submitted(parts, live)
+
+    def write(
+        self, program: str, /, *, live: bool = False, **arguments: Any
+    ) -> asyncio.Future[Committed]:
+        """``apply`` with a single part."""
+        return self._submitted((self._writer.bind(program, arguments),), live)
+
+    def _submitted(
+        self, parts: tuple[tuple[int, tuple[Any, ...]], ...], live: bool
+    ) -> asyncio.Future[Committed]:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Committed] = self._loop.create_future()
@@ -243,12 +249,6 @@ class Database:
             self._waiting[ticket] = future
         return future
 
-    def write(
-        self, program: str, /, *, live: bool = False, **arguments: Any
-    ) -> asyncio.Future[Committed]:
-        """``apply`` with a single part."""
-        return self.apply(self.bind(program, **arguments), live=live)
-
     def returns(self, program: str, values: tuple[Any, ...]) -> dict[str, Any]:
         """Name what a part returned."""
         return dict(zip(self._catalogue.programs[program].returns, values, strict=True))
@@ -264,12 +264,13 @@ class Database:
                 self._on_events(events)
         finally:
             # Facts all the same, whatever an observer made of them: nobody waits for ever.
+            waiting = self._waiting.pop
             for ticket, code, message, returns, made in done:
-                future = self._waiting.pop(ticket)
+                future = waiting(ticket)
                 if future.done():
                     continue
                 if code is None:
-                    future.set_result(Committed(returns, made))
+                    future.set_result(_committed(Committed, (returns, made)))
                 else:
                     future.set_exception(self._error(code, message))
         return len(done)
