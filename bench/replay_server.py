@@ -40,6 +40,7 @@ class Nothing:
 
 
 async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
+    from goclaw.brains import check_brain
     from goclaw.core.clock import SystemClock
     from goclaw.core.config import load
     from goclaw.core.home import Home
@@ -80,7 +81,8 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
 
     gateway = Gateway(
         Services(
-            engine=engine, config=config, decide=policies.decide, daemon_id="d", boot_id="b",
+            engine=engine, config=config, decide=policies.decide, check_brain=check_brain,
+            daemon_id="d", boot_id="b",
             version="0", commands=lambda _session: [], status=status,
             explain_policy=policies.decide, skills=list, request_stop=lambda: None,
             on_session=lambda _sid: None, token=place.token(),

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import goclaw
 from goclaw import _fast
-from goclaw.brains.loop import BrainRunner
+from goclaw.brains import BrainRunner, check_brain
 from goclaw.core import log
 from goclaw.core.clock import SystemClock
-from goclaw.core.errors import GoclawError
+from goclaw.core.errors import ConfigRefused, GoclawError
 from goclaw.core.faults import arm, faultpoint
 from goclaw.core.home import DaemonRecord, Home, policy_text
 from goclaw.engine import Engine
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from goclaw.core.records import Call, CallOf, Session, Task, Tool, ToolSource
     from goclaw.policy.pdp import Policy
 
-__all__ = ["Daemon", "Policies", "serve", "settle_memory"]
+__all__ = ["Daemon", "Policies", "check_config", "serve", "settle_memory"]
 
 _log = log.logger("daemon")
 
@@ -217,6 +217,7 @@ class Daemon:
             engine=self.engine,
             config=self.config,
             decide=self.policies.decide,
+            check_brain=check_brain,
             daemon_id=self.daemon_id,
             boot_id=self.boot_id,
             version=goclaw.__version__,
@@ -329,6 +330,19 @@ def _call_of(gate: Gate) -> CallOf:
     return call_of
 
 
+def check_config(config: Config) -> None:
+    """What a configuration cannot judge by itself, before anything is made or started.
+
+    Raises ConfigRefused with the key.
+    """
+    try:
+        check_brain(config.brain.default)
+    except ConfigRefused as error:
+        raise ConfigRefused(
+            f"brain.default is refused: {error.message}", hint=error.hint, key="brain.default"
+        ) from None
+
+
 def settle_memory() -> None:
     """Called once all is built: what lives as long as the process is never looked at again, and the
     collector runs once in 50,000 allocations, since rows and events are tuples without cycles."""
@@ -357,6 +371,7 @@ def serve(
     """
     import uvloop
 
+    check_config(config)
     arm(os.environ)
     for line in home.ensure(default.TEXT, SystemClock().random_bytes):
         print(f"goclaw: {line}", file=sys.stderr)

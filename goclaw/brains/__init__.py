@@ -5,7 +5,7 @@ Owns the choice of a brain by its name. Not in here: the queue (engine), tools (
 
 from __future__ import annotations
 
-from goclaw.brains.loop import BrainRunner
+from goclaw.brains.loop import BrainRunner, check_brain
 from goclaw.brains.script import load_script
 
-__all__ = ["BrainRunner", "load_script"]
+__all__ = ["BrainRunner", "check_brain", "load_script"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from goclaw.tools.gate import Gate
     from goclaw.tools.registry import Registry
 
-__all__ = ["BrainRunner", "prompt_text", "run_result"]
+__all__ = ["BrainRunner", "check_brain", "prompt_text", "run_result"]
 
 _SCRIPT = "script:"
 _NOT_MADE = frozenset({"denied", "rejected"})
@@ -52,16 +52,13 @@ class BrainRunner:
     async def _brain(self, session: Session) -> Brain:
         """The session's brain; ConfigRefused when there is none of that name."""
         name = session.brain
+        check_brain(name)
         if name == self._direct.name:
             return self._direct
-        if name.startswith(_SCRIPT):
-            # Read anew each time: what was answered before stands in the journal.
-            path = Path(session.cwd, name.removeprefix(_SCRIPT))
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, load_script, path)
-        raise ConfigRefused(
-            f"There is no brain {name[:80]!r}.", hint="There are direct and script:FILE."
-        )
+        # Read anew each time: what was answered before stands in the journal.
+        path = Path(session.cwd, name.removeprefix(_SCRIPT))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, load_script, path)
 
     def _may_think(self, attempt: Attempt, brain: Brain) -> Decision:
         decision = self._gate.decide_brain(attempt.task, attempt.session, brain.name)
@@ -145,6 +142,14 @@ class BrainRunner:
             found.status, "effect_unknown" if found.status == "unknown" else "tool_failed"
         )
         return Failed(code, _error_of(found.output))
+
+
+def check_brain(name: str) -> None:
+    """ConfigRefused, naming the brains there are, when this is none of their names."""
+    if name != DirectBrain.name and not (name.startswith(_SCRIPT) and name != _SCRIPT):
+        raise ConfigRefused(
+            f"There is no brain {name[:80]!r}.", hint="There are direct and script:FILE."
+        )
 
 
 async def _answered(brain: Brain, turn: Turn, stream: Stream) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import orjson
 from goclaw.brains.answers import Answer, Failure, Intent
 from goclaw.core import limits
 from goclaw.core.errors import ConfigRefused
+from goclaw.core.files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,11 +130,11 @@ def _pieces(text: str, count: int) -> list[str]:
 def load_script(path: Path) -> ScriptBrain:
     """Read a script; ConfigRefused names the file, the entry and the step. Blocks."""
     try:
-        if path.stat().st_size > limits.SCRIPT_BYTES_MAX:
-            raise _refused(path, f"it is larger than {limits.SCRIPT_BYTES_MAX} bytes")
-        data = path.read_bytes()
+        data = read_regular(path, limits.SCRIPT_BYTES_MAX)
     except OSError as error:
         raise _refused(path, f"it cannot be read ({error.strerror})") from None
+    if len(data) > limits.SCRIPT_BYTES_MAX:
+        raise _refused(path, f"it is larger than {limits.SCRIPT_BYTES_MAX} bytes")
     return ScriptBrain(parse_script(data, str(path)))
 
 

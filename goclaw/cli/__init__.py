@@ -97,12 +97,12 @@ def _keep(error: Exception) -> str:
     import traceback
 
     from goclaw.core.clock import SystemClock, rfc3339
+    from goclaw.core.files import open_to_append
     from goclaw.core.home import Home
 
     try:
         path = Home.locate(None, os.environ).logs / "cli.log"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        with os.fdopen(os.open(path, flags, 0o600), "w", errors="backslashreplace") as file:
+        with os.fdopen(open_to_append(path), "w", errors="backslashreplace") as file:
             file.write(f"{rfc3339(SystemClock().wall_ms())}\n")
             file.write("".join(traceback.format_exception(error)))
     except (OSError, GoclawError):

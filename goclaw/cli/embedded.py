@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from goclaw.core import config, log
 from goclaw.core.clock import SystemClock
-from goclaw.daemon import Daemon
+from goclaw.daemon import Daemon, check_config
 
 if TYPE_CHECKING:
     from goclaw.core.home import Home
@@ -27,6 +27,7 @@ class Embedded:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._config = config.load(home.root, os.environ)
+        check_config(self._config)
         self._started = threading.Event()
         self._failure: BaseException | None = None
         self._daemon: Daemon | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import goclaw
 from goclaw.core.errors import UsageError
-from goclaw.core.home import is_text
+from goclaw.core.files import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

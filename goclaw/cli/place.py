@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from goclaw.cli.show import tell
 from goclaw.core import limits
 from goclaw.core.clock import SystemClock
+from goclaw.core.files import absolute
 from goclaw.core.home import Home
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ def prepare(home: Home) -> None:
 
 def brain_name(text: str | None) -> str | None:
     """A brain as the daemon needs it: the file of a script by its absolute path."""
-    if text is not None and text.startswith("script:"):
-        return "script:" + os.path.abspath(text.removeprefix("script:"))
-    return text
+    if text is None or not text.startswith("script:"):
+        return text
+    return "script:" + absolute(text.removeprefix("script:"))
 
 
 class Place:
@@ -110,8 +111,8 @@ class Place:
         from goclaw.cli.embedded import Embedded
         from goclaw.core.errors import HomeInUse
 
-        prepare(self._home)
         embedded = Embedded(self._home)
+        prepare(self._home)
         try:
             embedded.start()
         except HomeInUse:

@@ -14,6 +14,7 @@ from goclaw.cli.place import home_of
 from goclaw.core.clock import SystemClock
 from goclaw.core.decisions import ACTIONS, Context, Origin, ResourceForm, Subject, SubjectKind
 from goclaw.core.errors import PolicyRefused, UsageError
+from goclaw.core.files import absolute
 from goclaw.core.home import policy_text
 from goclaw.policy import default, document, pdp
 
@@ -74,12 +75,13 @@ def explain(options: argparse.Namespace) -> int:
         raise UsageError(
             f"There is no action {options.action[:80]!r}.", hint=f"Actions: {', '.join(ACTIONS)}."
         )
-    if action.resource is ResourceForm.PATH:
+    here = os.path.realpath(absolute())
+    if action.resource is ResourceForm.PATH and resource:
         resource = os.path.realpath(resource)
     clock = SystemClock()
     explanation = pdp.explain(
         policy, subject=subject, action=action.name, resource=resource,
-        context=Context(interactive=True, roots=(os.path.realpath("."),)),
+        context=Context(interactive=True, roots=(here,)),
         decision_id=clock.new_id("decision"), at_ms=clock.wall_ms(),
     )  # fmt: skip
     decision = explanation.decision

@@ -19,6 +19,7 @@ from goclaw.client.blocking import SyncClient
 from goclaw.core import limits
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import PolicyDenied, UsageError
+from goclaw.core.files import absolute
 
 if TYPE_CHECKING:
     import argparse
@@ -47,21 +48,22 @@ def run(options: argparse.Namespace) -> int:
     if options.session and options.brain:
         raise UsageError("A session keeps its brain.", hint="Leave out --brain or --session.")
     if options.key is not None and not 1 <= len(options.key) <= limits.KEY_CHARS_MAX:
-        raise UsageError(f"--key takes 1 to {limits.KEY_CHARS_MAX} characters.")
+        raise UsageError(
+            f"--key takes 1 to {limits.KEY_CHARS_MAX} characters.", hint="Give another one."
+        )
+    here = absolute()
     if options.detach:
         prepare(home)
         with SyncClient(home, start=True) as client:
-            return _detach(client, options)
+            return _detach(client, options, here)
     place = Place(home, takes_over=True)
     with place as client:
-        return _Run(client, place, options).carry_out()
+        return _Run(client, place, options, here).carry_out()
 
 
-def _session(client: SyncClient, options: argparse.Namespace, *, interactive: bool) -> str:
-    try:
-        here = os.getcwd()
-    except FileNotFoundError:
-        raise UsageError("The present directory is gone.", hint="Go to one that exists.") from None
+def _session(
+    client: SyncClient, options: argparse.Namespace, here: str, *, interactive: bool
+) -> str:
     if options.session:
         return client.ask(asks.resume(options.session, here)).session_id
     brain = brain_name(options.brain)
@@ -70,8 +72,8 @@ def _session(client: SyncClient, options: argparse.Namespace, *, interactive: bo
     ).session_id
 
 
-def _detach(client: SyncClient, options: argparse.Namespace) -> int:
-    session = _session(client, options, interactive=False)
+def _detach(client: SyncClient, options: argparse.Namespace, here: str) -> int:
+    session = _session(client, options, here, interactive=False)
     prompted = client.submit(options.prompt, session=session, key=options.key)
     ids = {"sessionId": session, "runId": client.accepted(prompted)}
     if options.json:
@@ -84,8 +86,10 @@ def _detach(client: SyncClient, options: argparse.Namespace) -> int:
 class _Run:
     """One run in the foreground."""
 
-    def __init__(self, client: SyncClient, place: Place, options: argparse.Namespace) -> None:
-        self._client, self._place, self._options = client, place, options
+    def __init__(
+        self, client: SyncClient, place: Place, options: argparse.Namespace, here: str
+    ) -> None:
+        self._client, self._place, self._options, self._here = client, place, options, here
         self._interactive = sys.stdin.isatty() and sys.stderr.isatty() and not options.json
         self._live = show.is_terminal() and not options.json
         self._progress = sys.stderr.isatty() and not options.json
@@ -99,7 +103,7 @@ class _Run:
         client, options = self._client, self._options
         if self._interactive:
             client.on_question = self._question
-        session = _session(client, options, interactive=self._interactive)
+        session = _session(client, options, self._here, interactive=self._interactive)
         key = options.key or SystemClock().new_id("key")
         with self._interruptible(session):
             prompted = self._prompted = client.submit(options.prompt, session=session, key=key)

@@ -20,6 +20,7 @@ from goclaw.client.turn import Turn
 from goclaw.core import limits
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import DaemonGone, GoclawError, MethodUnknown, UsageError
+from goclaw.core.files import absolute
 from goclaw.core.home import Home
 from goclaw.protocol.lines import LineSplitter
 
@@ -103,7 +104,9 @@ class _Frames:
                 )
             )
         except InvalidURI:
-            raise UsageError(f"{url[:80]} is no WebSocket URL.") from None
+            raise UsageError(
+                f"{url[:80]} is no WebSocket URL.", hint="run/daemon.json of the home has it as ws."
+            ) from None
         except InvalidHandshake as error:
             raise DaemonGone(
                 f"{url[:80]} does not take us: {error}.", hint="Check the URL and the token."
@@ -255,7 +258,7 @@ class Client:
         """A session in a directory; the present one when none is given."""
         return await self.ask(
             asks.new_session(
-                os.path.abspath(cwd or "."),
+                absolute(cwd or "."),
                 roots=roots,
                 key=key,
                 brain=brain,

@@ -20,6 +20,7 @@ from goclaw.client.turn import Turn
 from goclaw.core import limits
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import DaemonGone, MethodUnknown
+from goclaw.core.files import absolute
 from goclaw.core.home import Home
 from goclaw.protocol.lines import LineSplitter
 
@@ -140,7 +141,7 @@ class SyncClient:
         """A session in a directory; the present one when none is given."""
         return self.ask(
             asks.new_session(
-                os.path.abspath(cwd or "."),
+                absolute(cwd or "."),
                 roots=roots,
                 key=key,
                 brain=brain,
@@ -351,7 +352,7 @@ class SyncClient:
     def _step(self) -> None:
         """Wait for something to read and take it in."""
         if self._socket is None:
-            raise DaemonGone("The client is closed.")
+            raise DaemonGone("The client is closed.", hint="Make another one.")
         wake = self.wake
         if wake is not None:
             self._poll.register(wake[0], select.POLLIN)

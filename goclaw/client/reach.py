@@ -23,6 +23,7 @@ from goclaw.core.errors import (
     HomeInUse,
     ListenerFailed,
 )
+from goclaw.core.files import open_to_append
 
 if TYPE_CHECKING:
     from goclaw.core.clock import Clock
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Starter", "dial", "environment", "gone"]
 
+_OUTPUT: Final = "serve.log"
 _KINDS: Final[dict[int, type[GoclawError]]] = {
     kind.exit: kind for kind in (ConfigRefused, HomeInUse, DatabaseRefused, ListenerFailed)
 }
@@ -96,7 +98,7 @@ class Starter:
 
     @property
     def _output_path(self) -> str:
-        return str(self._home.logs / "serve.log")
+        return str(self._home.logs / _OUTPUT)
 
     def _reap(self) -> None:
         if self._child is None:
@@ -163,8 +165,7 @@ class Starter:
         try:
             for folder in (self._home.root, self._home.logs):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            return os.open(self._output_path, flags, 0o600)
+            return open_to_append(self._home.logs / _OUTPUT)
         except OSError as error:
             raise ConfigRefused(
                 f"{self._output_path} cannot be written: {error.strerror}.",

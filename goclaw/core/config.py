@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from goclaw.core import limits
 from goclaw.core.errors import ConfigRefused, GoclawError, UsageError
+from goclaw.core.files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -339,8 +340,7 @@ def parse_address(text: str) -> Address | None:
 
 def _take_file(path: Path, values: dict[str, int | str]) -> None:
     try:
-        with path.open("rb") as file:
-            data = file.read(limits.CONFIG_BYTES_MAX + 1)
+        data = read_regular(path, limits.CONFIG_BYTES_MAX)
     except FileNotFoundError:
         return
     except OSError as error:

@@ -17,32 +17,24 @@ from typing import TYPE_CHECKING, Any
 
 from goclaw.core import limits
 from goclaw.core.errors import ConfigRefused, HomeInUse, PolicyRefused
+from goclaw.core.files import is_text, read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["DaemonRecord", "Home", "HomeLock", "is_text", "policy_text"]
+__all__ = ["DaemonRecord", "Home", "HomeLock", "policy_text"]
 
 _TOKEN_BYTES = 32
+_ANOTHER = "Choose another with --home or GOCLAW_HOME."
 _ELSEWHERE = (
     "Choose another home with --home or GOCLAW_HOME, or mend this one's permissions or its disk."
 )
 
 
-def is_text(name: str) -> bool:
-    """False for a path, an argument or a variable whose bytes are not UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def policy_text(path: Path) -> str:
     """The text of a policy file, up to its bound and one more; PolicyRefused when there is none."""
     try:
-        with path.open("rb") as file:
-            return file.read(limits.POLICY_BYTES_MAX + 1).decode()
+        return read_regular(path, limits.POLICY_BYTES_MAX).decode()
     except FileNotFoundError:
         raise PolicyRefused(f"There is no file {path}.", hint="Check the path.") from None
     except UnicodeDecodeError:
@@ -92,21 +84,30 @@ class Home:
 
     @classmethod
     def locate(cls, option: str | None, environ: Mapping[str, str]) -> Home:
-        """``--home`` over GOCLAW_HOME over ``~/.goclaw``; the path is made absolute."""
+        """``--home`` over GOCLAW_HOME over ``~/.goclaw``; the path is made absolute.
+
+        Raises ConfigRefused where no home can be; nothing is made.
+        """
         chosen = option or environ.get("GOCLAW_HOME") or "~/.goclaw"
         if "\0" in chosen:
             raise ConfigRefused("The path of the home holds a zero byte.", hint="Give a real path.")
-        if not is_text(chosen):
-            raise ConfigRefused(
-                f"The path of the home, {chosen!a}, is not UTF-8 text.",
-                hint="Choose another with --home or GOCLAW_HOME.",
-            )
         try:
-            return cls(Path(os.path.abspath(Path(chosen).expanduser())))
+            root = Path(os.path.abspath(Path(chosen).expanduser()))
         except RuntimeError:
             raise ConfigRefused(
                 f"No home directory is known for {chosen}.", hint="Set GOCLAW_HOME to a path."
             ) from None
+        except FileNotFoundError:
+            raise ConfigRefused(
+                f"The home {chosen} is nowhere: the present directory is gone.",
+                hint="Go to one that exists, or give the home's whole path.",
+            ) from None
+        if not is_text(str(root)):
+            raise ConfigRefused(
+                f"The path of the home, {str(root)!a}, is not UTF-8 text.", hint=_ANOTHER
+            )
+        _check_kind(root)
+        return cls(root)
 
     @property
     def config(self) -> Path:
@@ -191,9 +192,11 @@ class Home:
         fix = f"Remove {path}; the next start makes a new token."
         try:
             mode = path.stat().st_mode
-            text = path.read_text("ascii").strip()
-        except (OSError, ValueError):
-            raise ConfigRefused(f"The token in {path} cannot be read.", hint=fix) from None
+            text = _small_text(path)
+        except (OSError, ValueError) as error:
+            raise ConfigRefused(
+                f"The token in {path} cannot be read: {_why(error)}.", hint=fix
+            ) from None
         if mode & 0o077:
             raise ConfigRefused(
                 f"Others may read the token in {path} (mode {stat.S_IMODE(mode):04o}).",
@@ -209,10 +212,11 @@ class Home:
 
         path = self.run / "daemon.id"
         try:
-            return str(uuid.UUID(path.read_text("ascii").strip()))
-        except (OSError, ValueError):
+            return str(uuid.UUID(_small_text(path)))
+        except (OSError, ValueError) as error:
             raise ConfigRefused(
-                f"The id in {path} is missing or damaged.", hint=f"Remove {path} and start again."
+                f"The id in {path} is missing or damaged: {_why(error)}.",
+                hint=f"Remove {path} and start again.",
             ) from None
 
     def lock(self) -> HomeLock:
@@ -305,7 +309,7 @@ class Home:
         The daemon may have died without removing it: only a connection tells.
         """
         try:
-            document: Any = json.loads(self.daemon_json.read_text("utf-8"))
+            document: Any = json.loads(read_regular(self.daemon_json, limits.SMALL_BYTES_MAX))
         except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(document, dict):
@@ -333,16 +337,10 @@ class Home:
         return record.pid if record else None
 
     def _check_root(self, made: list[str]) -> None:
+        _check_kind(self.root)
         status = self.root.stat()
-        if not stat.S_ISDIR(status.st_mode):
-            raise ConfigRefused(
-                f"The home {self.root} is not a directory.", hint="Choose another with --home."
-            )
         if status.st_uid != os.getuid():
-            raise ConfigRefused(
-                f"The home {self.root} belongs to another user.",
-                hint="Choose another with --home or GOCLAW_HOME.",
-            )
+            raise ConfigRefused(f"The home {self.root} belongs to another user.", hint=_ANOTHER)
         if not status.st_mode & 0o077:
             return
         if self.auth_token.exists():
@@ -388,6 +386,27 @@ class Home:
             os.unlink(name)
             raise
         return Path(name)
+
+
+def _check_kind(root: Path) -> None:
+    """A home is a directory, or nothing yet below one; what cannot be looked at is told later."""
+    for path in (root, *root.parents):
+        try:
+            kind = path.stat().st_mode
+        except OSError:
+            continue
+        if not stat.S_ISDIR(kind):
+            what = "The home" if path == root else f"The home {root} cannot be made:"
+            raise ConfigRefused(f"{what} {path} is not a directory.", hint=_ANOTHER)
+        return
+
+
+def _small_text(path: Path) -> str:
+    return read_regular(path, limits.SMALL_BYTES_MAX).decode("ascii").strip()
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", "") or error).lower()
 
 
 def _uuid(random_bytes: Callable[[int], bytes]) -> str:

@@ -48,6 +48,7 @@ KEY_CHARS_MAX: Final = 128  # idempotency key (PROTOCOL 2.5)
 JSON_DEPTH_MAX: Final = 256
 JSON_NUMBER_CHARS_MAX: Final = 400  # beyond that a number is an attack on the parser
 CONFIG_BYTES_MAX: Final = 1 * MIB  # config.toml; a larger file is something else
+SMALL_BYTES_MAX: Final = 64 * KIB  # auth.token and the like: a few lines, whoever wrote them
 PATH_CHARS_MAX: Final = 4_096  # PATH_MAX of Linux
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux without its final zero
 ID_CHARS_MAX: Final = 256  # id of a JSON-RPC request: kept while in flight, echoed in its answer

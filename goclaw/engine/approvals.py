@@ -38,7 +38,10 @@ class Approvals:
         found = await self._database.read("approval_by_id", approval_id=approval_id)
         if not found:
             raise UnknownId(
-                f"There is no approval {approval_id[:80]}.", what="approval", id=approval_id[:80]
+                f"There is no approval {approval_id[:80]}.",
+                hint="`goclaw approvals list` names those that wait.",
+                what="approval",
+                id=approval_id[:80],
             )
         return _approval(rows("approval_by_id", found)[0])
 
@@ -94,6 +97,7 @@ class Approvals:
             outcome = approval.option_id or approval.state
             raise AlreadyResolved(
                 f"Approval {approval_id} has been answered: {outcome}.",
+                hint="The first answer counts; `goclaw approvals list` names those that wait.",
                 approvalId=approval_id,
                 outcome=outcome,
             ) from error

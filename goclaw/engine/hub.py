@@ -195,7 +195,11 @@ class Hub:
                 if not rows:
                     break
                 if first != position + 1:
-                    raise ReplayGap("Retention has passed the cursor.", sessionId=session_id)
+                    raise ReplayGap(
+                        "Retention has passed the cursor.",
+                        hint="Load the session anew: session/load, or events from 0.",
+                        sessionId=session_id,
+                    )
                 position = last
                 found.append((packed_frames(session_id, rows, mask=mask, lines=lines), position))
             return found or [(b"", cursor)]

@@ -98,7 +98,11 @@ class Intake:
         found = await self._database.read("session_by_id", session_id=session_id)
         session = _session(rows("session_by_id", found)[0]) if found else None
         if session is None or session.deleted:
-            raise SessionUnknown("Session not found.", sessionId=session_id[:128])
+            raise SessionUnknown(
+                "Session not found.",
+                hint="`goclaw task list` names sessions with work, session/list all there are.",
+                sessionId=session_id[:128],
+            )
         return session
 
     async def session_by_sid(self, sid: int) -> Session:

@@ -179,7 +179,10 @@ class Engine:
         """The stored task with all its columns; UnknownId."""
         found = await self.database.read("task_by_id", task_id=task_id)
         if not found:
-            raise UnknownId(f"There is no task {task_id[:80]}.", what="task", id=task_id[:80])
+            raise UnknownId(
+                f"There is no task {task_id[:80]}.", hint="`goclaw task list` names all.",
+                what="task", id=task_id[:80],
+            )  # fmt: skip
         return rows("task_by_id", found)[0]
 
     async def tasks(
@@ -195,7 +198,11 @@ class Engine:
         """The run that a submission key began; UnknownId."""
         found = await self.database.read("submission", sid=session.sid, key=key)
         if not found:
-            raise UnknownId(f"No submission has the key {key[:80]}.", what="key", id=key[:80])
+            raise UnknownId(
+                f"No submission has the key {key[:80]}.",
+                hint="Look for its run in `goclaw task list`; a key is forgotten in time.",
+                what="key", id=key[:80],
+            )  # fmt: skip
         run_id: str = found[0][1]
         return run_id
 
@@ -212,8 +219,9 @@ class Engine:
             return await self.task("task_" + run_id.removeprefix("run_"))
         except UnknownId as error:
             raise UnknownId(
-                f"There is no run {run_id[:80]}.", what="run", id=run_id[:80]
-            ) from error
+                f"There is no run {run_id[:80]}.", hint="`goclaw task list --json` names all.",
+                what="run", id=run_id[:80],
+            ) from error  # fmt: skip
 
     async def run_state(self, run_id: str) -> RunEnd | None:
         """How a run ended, None while it has not; UnknownId."""
@@ -243,13 +251,15 @@ class Engine:
 
     async def cancel_task(self, task_id: str, reason: str = "cancel") -> Receipt:
         """Cancel it whatever its state (Q-11); UnknownId. A second call says already_finished."""
-        task = await self.task(task_id)
-        committed = await self._cancel(task["tid"], reason)
-        return await self._receipt(task["tid"], committed, external=task["pool"] != "")
+        return await self._cancel_found(await self.task(task_id), reason)
 
     async def cancel_run(self, run_id: str, reason: str = "cancel") -> Receipt:
-        """Cancel the run's task."""
-        return await self.cancel_task("task_" + run_id.removeprefix("run_"), reason)
+        """Cancel the run's task; as ``cancel_task``."""
+        return await self._cancel_found(await self.run_task(run_id), reason)
+
+    async def _cancel_found(self, task: dict[str, Any], reason: str) -> Receipt:
+        committed = await self._cancel(task["tid"], reason)
+        return await self._receipt(task["tid"], committed, external=task["pool"] != "")
 
     async def cancel_session(
         self, session: Session, *, client: str | None, reason: str = "session/cancel"

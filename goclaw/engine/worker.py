@@ -190,9 +190,9 @@ class LiveAttempt:
             return await self._park(Park("nondeterminism", detail=error.data))
         except (StorageFailed, QueueFull, IllegalTransition) as error:
             # The last: an operator settled the effect meanwhile. The next attempt reads it anew.
-            return Failed(error.code, error.message, retryable=True, fingerprint=error.code)
+            return Failed(error.code, str(error), retryable=True, fingerprint=error.code)
         except GoclawError as error:
-            return Failed(error.code, error.message)
+            return Failed(error.code, str(error))
         except Exception as error:  # the edge of a brain's code: a fault there fails its attempt
             _log.exception("the brain raised")
             return _fault(error)

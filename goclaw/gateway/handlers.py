@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from goclaw.core import limits
 from goclaw.core.clock import rfc3339
-from goclaw.core.errors import GoclawError, InternalError, InvalidParams, SessionUnknown
+from goclaw.core.errors import (
+    ConfigRefused,
+    GoclawError,
+    InternalError,
+    InvalidParams,
+    SessionUnknown,
+)
 from goclaw.core.states import Outcome
 from goclaw.engine.intake import SYSTEM_SESSION
 from goclaw.gateway.connection import Connection, Handler, Later, Reply
@@ -73,7 +79,11 @@ async def own_session(connection: Connection, params: Params) -> Session:
     """The session that ``sessionId`` names, which is one of a client; SessionUnknown."""
     session_id = params.text("sessionId")
     if session_id == SYSTEM_SESSION:
-        raise SessionUnknown("Session not found.", sessionId=session_id)
+        raise SessionUnknown(
+            "Session not found.",
+            hint=f"{SYSTEM_SESSION} is the daemon's own: read its events, prompt in another.",
+            sessionId=session_id,
+        )
     return await connection.engine.intake.session(session_id)
 
 
@@ -108,6 +118,18 @@ def _roots(params: Params) -> tuple[str, list[str]]:
     return cwd, [cwd, *(path for path in dict.fromkeys(others) if path != cwd)]
 
 
+def _brain(connection: Connection, extension: Params) -> str:
+    """The brain that a new session wants."""
+    name = extension.text_or_none("brain", chars_max=limits.PATH_CHARS_MAX)
+    if name is None:
+        return connection.services.config.brain.default
+    try:
+        connection.services.check_brain(name)
+    except ConfigRefused as error:
+        raise InvalidParams(error.message, hint=error.hint, param="brain") from None
+    return name
+
+
 async def _new(connection: Connection, params: Params) -> Reply:
     cwd, roots = _roots(params)
     params.objects("mcpServers")
@@ -116,7 +138,7 @@ async def _new(connection: Connection, params: Params) -> Reply:
     session = await connection.engine.intake.create_session(
         cwd=cwd,
         roots=roots,
-        brain=extension.text_or_none("brain") or connection.services.config.brain.default,
+        brain=_brain(connection, extension),
         interactive=extension.flag("interactive", True),
         key=extension.text_or_none("idempotencyKey", chars_max=limits.KEY_CHARS_MAX),
     )

@@ -27,6 +27,8 @@ class Services:
     config: Config
     decide: Callable[[Subject, str, str, Context], Decision]
     """The policy in force: subject, action, resource, context."""
+    check_brain: Callable[[str], None]
+    """ConfigRefused when no brain has that name."""
     daemon_id: str
     boot_id: str
     version: str

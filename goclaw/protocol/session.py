@@ -39,6 +39,7 @@ __all__ = [
 
 PROTOCOL_VERSION: Final = 1
 EXTENSION_VERSION: Final = 1
+_ANEW: Final = "Load the session anew: session/load, or events from 0."
 
 # -- the handshake -----------------------------------------------------------------------------
 
@@ -230,9 +231,12 @@ def place(session: Session, from_event_id: int | None, stream_id: str | None = N
     if from_event_id is None:
         from_event_id = session.head
     if from_event_id > session.head or stream_id not in (None, session.stream_id):
+        is_other = stream_id not in (None, session.stream_id)
         raise CursorAhead(
-            "The cursor is not of this log.",
-            hint="Load the session anew.",
+            "The cursor is of another log of this session: it was restored or cut."
+            if is_other
+            else f"The cursor {from_event_id} is beyond the last event, {session.head}.",
+            hint=_ANEW,
             sessionId=session.session_id,
             headEventId=session.head,
             streamId=session.stream_id,
@@ -243,7 +247,7 @@ def place(session: Session, from_event_id: int | None, stream_id: str | None = N
     if from_event_id < session.oldest - 1:
         raise ReplayGap(
             f"Events {from_event_id + 1} to {session.oldest - 1} are no longer kept.",
-            hint="Load the session anew.",
+            hint=_ANEW,
             sessionId=session.session_id,
             requestedEventId=from_event_id,
             oldestEventId=session.oldest,

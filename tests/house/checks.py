@@ -74,6 +74,27 @@ DOOR_ANYWHERE = {"NATIVE", "WHY_PURE", "describe"}
 APSW = ("goclaw/store/", "goclaw/_pure/writer.py")
 SECOND_SQLITE = {"sqlite3", "_sqlite3", "pysqlite3", "aiosqlite", "sqlalchemy", "dbm"}
 
+# Errors whose sentence is not enough: what to do next is the operator's to know.
+HINTED = {
+    "AlreadyResolved",
+    "ConfigRefused",
+    "CursorAhead",
+    "DaemonGone",
+    "DatabaseRefused",
+    "HomeInUse",
+    "IdempotencyConflict",
+    "ListenerFailed",
+    "PolicyDenied",
+    "PolicyRefused",
+    "QueueFull",
+    "ReplayGap",
+    "SessionUnknown",
+    "ShuttingDown",
+    "StorageFailed",
+    "UnknownId",
+    "UsageError",
+}
+
 CLOCKS = {
     "time": {
         "time",
@@ -508,6 +529,18 @@ def no_io(tree: Iterable[Source]) -> list[str]:
                 ):
                     found.append(f"{source.at(node)}: {source.room} opens a file")
     return found
+
+
+def hints(tree: Iterable[Source]) -> list[str]:
+    """Errors that a person meets say what to do next."""
+    return [
+        f"{source.at(node)}: {_dotted(node.func)} without a hint"
+        for source in tree
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call)
+        and _dotted(node.func).split(".")[-1] in HINTED
+        and "hint" not in {keyword.arg for keyword in node.keywords}
+    ]
 
 
 def fault_points(tree: Iterable[Source], known: Iterable[str]) -> list[str]:

@@ -27,6 +27,7 @@ IN_GOCLAW: dict[str, Rule] = {
     "broad_excepts": checks.broad_excepts,
     "side_doors": checks.side_doors,
     "no_io": checks.no_io,
+    "hints": checks.hints,
     "exports": checks.exports,
     "fault_points": lambda tree: checks.fault_points(tree, faults.POINTS),
 }
@@ -125,6 +126,8 @@ PLANTED = [
     ("no_io", "goclaw/protocol/x.py", "async def f(): ...", "has an async def"),
     ("no_io", "goclaw/policy/x.py", "def f(p):\n    return p.read_text()", "opens a file"),
     ("no_io", "goclaw/policy/x.py", "import socket", "policy imports socket"),
+    ("hints", "goclaw/net/x.py", "raise UnknownId('No.', what='x')", "UnknownId without a hint"),
+    ("hints", "goclaw/net/x.py", "e = errors.UsageError('No.')", "UsageError without a hint"),
     ("exports", "goclaw/net/x.py", "def dial(): ...", "has public names and no __all__"),
     ("exports", "goclaw/net/x.py", "__all__ = ['dial']", "names dial, which is not there"),
     ("exports", "goclaw/net/x.py", "__all__ = ['a', 'a']\na = 1", "a twice in __all__"),
@@ -153,6 +156,8 @@ LEFT_ALONE = [
     ("side_doors", "goclaw/engine/x.py", "runner.run_attempt(task)"),
     ("side_doors", "goclaw/engine/settlement.py", "await call.probe(key)"),
     ("no_io", "goclaw/gateway/x.py", "async def f(): ..."),
+    ("hints", "goclaw/net/x.py", "raise UnknownId('No.', hint='Look.')"),
+    ("hints", "goclaw/net/x.py", "raise InvalidParams('x must be true.')"),
     (
         "exports",
         "goclaw/net/x.py",

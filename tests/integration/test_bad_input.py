@@ -85,6 +85,132 @@ def test_a_policy_that_cannot_be_read_is_exit_3(place: World, verb: tuple[str, .
     assert "Is a directory" in sentence(place.goclaw(*verb, code=3).stderr)
 
 
+@pytest.mark.req("U-1")
+@pytest.mark.parametrize("device", [None, "/dev/zero"])
+@pytest.mark.parametrize(
+    ("name", "verbs"),
+    [
+        ("config.toml", [("run", "x"), ("serve",), ("run", "x", "--detach")]),
+        ("policy.toml", [("run", "x"), ("serve",), ("policy", "check"), ("policy", "show")]),
+        ("auth.token", [("run", "x"), ("serve",)]),
+        ("run/daemon.id", [("run", "x"), ("serve",)]),
+    ],
+)
+def test_a_pipe_or_a_device_in_place_of_a_file_is_exit_3(
+    place: World, name: str, verbs: list[tuple[str, ...]], device: str | None
+) -> None:
+    place.goclaw("run", "hello")
+    path = place.home.root / name
+    in_place(path, device)
+    for words in verbs:
+        told = sentence(place.goclaw(*words, code=3).stderr)
+        assert str(path) in told
+        assert "no regular file" in told
+
+
+@pytest.mark.req("U-1")
+@pytest.mark.parametrize("device", [None, "/dev/zero"])
+def test_a_pipe_or_a_device_in_place_of_the_record_of_a_daemon_is_no_record(
+    place: World, device: str | None
+) -> None:
+    place.goclaw("run", "hello")
+    in_place(place.home.daemon_json, device)
+    assert place.lines("status", code=1) == [{"ready": False}]
+    place.goclaw("run", "hello")
+    assert not place.home.daemon_json.exists()
+
+
+@pytest.mark.req("U-1")
+@pytest.mark.parametrize("device", [None, "/dev/zero"])
+def test_a_pipe_or_a_device_as_a_script_fails_the_run(place: World, device: str | None) -> None:
+    in_place(place.cwd / "script", device)
+    done = place.goclaw("run", "x", "--brain", "script:script", code=1)
+    assert "no regular file" in done.stderr
+
+
+@pytest.mark.req("U-1")
+def test_a_pipe_in_place_of_a_log_holds_up_nobody(place: World) -> None:
+    place.goclaw("run", "hello")
+    in_place(place.home.logs / "system.jsonl", None)
+    place.goclaw("run", "hello")
+    path = place.home.logs / "serve.log"
+    in_place(path, None)
+    told = sentence(place.goclaw("run", "x", "--detach", code=3).stderr)
+    assert f"{path} cannot be written: It is no regular file." in told
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)):  # somebody reads it
+        assert "no regular file" in place.goclaw("run", "x", "--detach", code=3).stderr
+
+
+def in_place(path: Path, device: str | None) -> None:
+    path.unlink(missing_ok=True)
+    if device is None:
+        os.mkfifo(path, 0o600)
+    else:
+        path.symlink_to(device)
+
+
+@pytest.mark.req("U-1")
+@pytest.mark.parametrize("below", ["", "/below"])
+@pytest.mark.parametrize(
+    "verb", [("run", "x"), ("run", "x", "--detach"), ("serve",), ("status",), ("policy", "show")]
+)
+def test_a_file_is_no_home(place: World, verb: tuple[str, ...], below: str) -> None:
+    path = place.cwd / "file.txt"
+    told = sentence(place.goclaw(*verb, "--home", f"{path}{below}", code=3).stderr)
+    assert f"{path} is not a directory" in told
+    assert "config.toml" not in told
+    assert path.read_text() == "one two\n"
+
+
+@pytest.mark.req("U-1")
+def test_a_present_directory_that_is_no_text_is_exit_2(place: World) -> None:
+    here = place.cwd / NO_TEXT
+    here.mkdir()
+    for words in (
+        ("run", "x"),
+        ("run", "x", "--detach"),
+        ("run", "x", "--brain", "script:s.json"),
+        ("serve", "--brain", "script:s.json"),
+        ("policy", "explain", "run", "fs.read", "x"),
+    ):
+        told = sentence(place.goclaw(*words, code=2, cwd=here).stderr)
+        assert "is not UTF-8 text" in told
+    for words in (("run", "x"), ("serve",), ("status",)):
+        told = sentence(place.goclaw(*words, "--home", "h", code=3, cwd=here).stderr)
+        assert "is not UTF-8 text" in told
+    assert list(here.iterdir()) == []
+    place.goclaw("task", "list", cwd=here)
+
+
+@pytest.mark.req("U-1")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("run", "x"), 2),
+        (("run", "x", "--detach"), 2),
+        (("run", "x", "--brain", "script:s.json"), 2),
+        (("serve", "--brain", "script:s.json"), 2),
+        (("policy", "explain", "run", "fs.read", "x"), 2),
+        (("status", "--home", "h"), 3),
+        (("run", "x", "--home", "h"), 3),
+        (("task", "list"), 0),
+    ],
+)
+def test_a_present_directory_that_is_gone_stops_what_needs_one(
+    place: World, words: tuple[str, ...], code: int
+) -> None:
+    here = place.cwd / "gone"
+    here.mkdir()
+    gone = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *GOCLAW, *words]
+    done = subprocess.run(
+        gone, env=place.environ, cwd=here, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=DEADLINE_MS / 1000, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "present directory is gone" in sentence(done.stderr)
+
+
 @pytest.mark.req("A-1", "U-2")
 def test_a_refused_client_leaves_at_once(place: World) -> None:
     ours, theirs = socket.socketpair()

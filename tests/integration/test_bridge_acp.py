@@ -79,6 +79,11 @@ def test_a_daemon_that_cannot_start_is_an_error_in_words(place: World) -> None:
 def test_a_home_that_cannot_be_made_is_an_error_in_words(place: World) -> None:
     place.home.root.write_text("a file")
     done = place.goclaw("acp", code=3)
+    assert "is not a directory" in done.stderr
+    place.home.root.unlink()
+    place.home.root.mkdir()
+    place.home.logs.write_text("a file")
+    done = place.goclaw("acp", code=3)
     assert "cannot be written" in done.stderr
 
 

@@ -218,17 +218,23 @@ def test_an_answer_that_nobody_carries_out_says_so(place: World, served: bool) -
         (["run"], 2, "required: PROMPT"),
         (["events", "s", "--from", "-1"], 2, "no event id"),
         (["events", "s", "--from", "x"], 2, "no event id"),
+        (["events", "_system", "--from", "999"], 1, "beyond the last event, "),
         (["task", "list", "--state", "LOST"], 2, "There is no state LOST"),
-        (["task", "show", "task_nothing"], 1, "no task task_nothing"),
-        (["cancel", "run_nothing"], 1, "There is no"),
-        (["events", "nowhere"], 1, "Session not found"),
-        (["approvals", "answer", "nothing", "allow"], 1, "no approval nothing"),
+        (["task", "show", "task_nothing"], 1, "no task task_nothing. `goclaw task list`"),
+        (["cancel", "run_nothing"], 1, "no run run_nothing. `goclaw task list --json`"),
+        (["events", "nowhere"], 1, "Session not found. `goclaw task list`"),
+        (
+            ["approvals", "answer", "nothing", "allow"],
+            1,
+            "no approval nothing. `goclaw approvals list`",
+        ),
         (["serve", "--lanes", "many"], 2, "a whole number"),
         (["serve", "--listen", "0.0.0.0:1"], 2, "listening beyond this machine needs TLS"),
         (["serve", "--stat"], 2, "Unrecognized arguments: --stat"),
         (["policy", "explain", "x", "fs.read", "y"], 2, "no subject"),
         (["policy", "explain", "run", "fs.reed", "y"], 2, "no action 'fs.reed'"),
-        (["run", "x", "--brain", "gpt"], 1, "no brain 'gpt'"),
+        (["run", "x", "--brain", "gpt"], 1, "no brain 'gpt'. There are direct and script:FILE."),
+        (["serve", "--brain", "gpt"], 3, "brain.default is refused: There is no brain 'gpt'."),
         (["run", "x", "--key", ""], 2, "--key takes 1 to 128"),
     ],
 )
@@ -244,6 +250,22 @@ def test_a_refused_config_is_exit_3_and_names_the_key(place: World) -> None:
     assert "GOCLAW_QUEUE_LANES" in done.stderr
     done = place.goclaw("run", "x", code=3, GOCLAW_QUEUE_LANES="0")
     assert "GOCLAW_QUEUE_LANES" in done.stderr
+
+
+@pytest.mark.req("U-1", "B-2")
+def test_a_brain_that_there_is_not_is_refused_before_anything_is_made(place: World) -> None:
+    for words in (("serve",), ("run", "x")):
+        place.goclaw(*words, code=3, GOCLAW_BRAIN_DEFAULT="gpt")
+        assert not place.home.root.exists()
+    place.goclaw("run", "hello")
+    place.home.config.write_text('[brain]\ndefault = "gpt"\n')
+    for words in (("serve",), ("run", "x"), ("run", "x", "--detach")):
+        told = place.goclaw(*words, code=3).stderr
+        assert "brain.default is refused: There is no brain 'gpt'." in told
+        assert "There are direct and script:FILE." in told
+    place.home.config.unlink()
+    place.goclaw("run", "x", "--brain", "scripts:x", code=1)
+    assert len(place.lines("task", "list")) == 1
 
 
 @pytest.mark.req("S-3")
@@ -272,7 +294,7 @@ def test_a_reader_that_has_enough_ends_it_quietly(place: World) -> None:
 
 
 def test_a_fault_of_ours_is_one_line_and_a_log(
-    place: World, monkeypatch: pytest.MonkeyPatch
+    place: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from goclaw import cli
 
@@ -280,7 +302,13 @@ def test_a_fault_of_ours_is_one_line_and_a_log(
     monkeypatch.setenv("GOCLAW_HOME", str(place.home.root))
     monkeypatch.setattr("goclaw.cli.status.status", lambda _: 1 // 0)
     assert cli.main(["status"]) == 70
-    assert "ZeroDivisionError" in (place.home.logs / "cli.log").read_text()
+    path = place.home.logs / "cli.log"
+    assert "ZeroDivisionError" in path.read_text()
+    assert str(path) in capsys.readouterr().err
+    path.unlink()
+    os.mkfifo(path)  # nobody reads it
+    assert cli.main(["status"]) == 70
+    assert "Set GOCLAW_HOME" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_a_verb_that_waits(place: World) -> None:

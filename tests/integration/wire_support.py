@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from websockets.asyncio.client import connect
 
+from goclaw.brains import check_brain
 from goclaw.core import limits
 from goclaw.core.clock import SystemClock
 from goclaw.core.config import Config
@@ -433,7 +434,8 @@ async def opened(
     stops: list[bool] = []
     sids: list[int] = []
     services = Services(
-        engine=engine, config=config, decide=decide, daemon_id="daemon_1", boot_id="boot_1",
+        engine=engine, config=config, decide=decide, check_brain=check_brain,
+        daemon_id="daemon_1", boot_id="boot_1",
         version="0.0", commands=known, status=status, explain_policy=decide,
         skills=lambda: [{"name": "word-count"}], request_stop=lambda: stops.append(True),
         on_session=sids.append, token=TOKEN,
