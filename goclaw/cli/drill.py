@@ -135,7 +135,9 @@ def conduct(
     reference = peace.carry_out()
     for name, status, output in reference.tools:
         if name == plan.skill and status != "completed":
-            raise UsageError(f"{name} is {status} on that file: {output}.")
+            raise UsageError(
+                f"{name} is {status} on that file: {output}.", hint="Drill on a file that it takes."
+            )
     boundaries = _spread(_boundaries(peace.hits), kills)
     report = Report(reference, boundaries)
     if not report.violations:

@@ -215,7 +215,7 @@ class Client:
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
-        self._fail(DaemonGone("The client is closed."))
+        self._fail(DaemonGone("The client is closed.", hint="Make another one."))
 
     # -- requests -------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Client:
 
     async def _answer_of(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         if self._pump is None or self._pump.done():
-            raise DaemonGone(f"There is no connection to {self._name}.")
+            raise DaemonGone(f"There is no connection to {self._name}.", hint="Call connect().")
         request_id = self._link.request(method, params)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[request_id] = future
