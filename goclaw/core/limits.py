@@ -36,6 +36,12 @@ PRIORITY: Final = 5
 AGING_FACTOR: Final = 16  # claims per priority level until a waiting head is due (Q-8c)
 AGING_FACTOR_MAX: Final = 1_000_000  # beyond it there is no aging
 CLAIM_MAX: Final = 64  # tasks one worker may claim at once
+CLAIM_WAIT_MS_MAX: Final = 30_000  # of a claim that waits for work: within every proxy's patience
+CLAIMS_WAITING_MAX: Final = 64  # per connection
+CLAIM_BYTES_MAX: Final = 4 * MIB  # payloads of one claim; what is over goes back at once
+CLAIM_EFFECTS_BYTES_MAX: Final = 1 * MIB  # of journals in its answer; the rest is asked for
+LEASES_MAX: Final = 1_000  # in one heartbeat
+WORKER_TASKS_MAX: Final = 10_000  # of external workers, whose facts are kept in memory
 VIRTUAL_UNIT: Final = 1 << 20  # fixed point of virtual time: cost of one claim at weight 1
 WEIGHT_MAX: Final = 1_000
 
@@ -202,4 +208,6 @@ assert LAG_BYTES_MAX < RING_BYTES_TOTAL
 assert DRAIN_MS_MAX < START_MS_MAX
 assert EVENT_BYTES_MAX <= BRIDGE_BYTES_MAX < LOAD_BYTES_MAX
 assert CLAIM_MAX <= BATCH_OPERATIONS_MAX
+assert PAYLOAD_BYTES_MAX <= CLAIM_BYTES_MAX
+assert CLAIM_BYTES_MAX + CLAIM_EFFECTS_BYTES_MAX + CLAIM_MAX * KIB < FRAME_BYTES_MAX
 assert POLICY_RULES_MAX <= POLICY_ENTRIES_MAX

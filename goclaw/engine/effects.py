@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     _Row = dict[str, Any]
     _Part = tuple[int, tuple[Any, ...]]
 
-__all__ = ["Journal", "Park", "effect_key", "request_hash"]
+__all__ = ["Journal", "Keyed", "Park", "effect_key", "request_hash", "task_key"]
 
 _log = log.logger("engine.effects")
 
@@ -76,15 +76,34 @@ def request_hash(kind: str, name: str, request: bytes) -> bytes:
     return hashlib.sha256(b"\0".join((kind.encode(), name.encode(), request))).digest()
 
 
-def effect_key(task: Task, ordinal: int, name: str, request: bytes, designated: str | None) -> str:
-    """E-4: the tool's own key, else H(K, ordinal, name, arguments); K from the submission key."""
+class Keyed(Protocol):
+    """What the keys of a task's effects are made from."""
+
+    @property
+    def task_id(self) -> str:
+        """Of the task."""
+
+    @property
+    def session_id(self) -> str:
+        """Of its session."""
+
+    @property
+    def key(self) -> str | None:
+        """Of its submission."""
+
+
+def task_key(task: Keyed) -> bytes:
+    """E-4's K: from the submission key when the client gave one, else the task id."""
+    if task.key is None:
+        return task.task_id.encode()
+    return hashlib.sha256(f"{task.session_id}\0{task.key}".encode()).digest()
+
+
+def effect_key(task: Keyed, ordinal: int, name: str, request: bytes, designated: str | None) -> str:
+    """E-4: the tool's own key, else H(K, ordinal, name, arguments)."""
     if designated is not None:
         return f"{name}:{designated}"
-    if task.key is None:
-        base = task.task_id.encode()
-    else:
-        base = hashlib.sha256(f"{task.session_id}\0{task.key}".encode()).digest()
-    parts = (base, str(ordinal).encode(), name.encode(), request)
+    parts = (task_key(task), str(ordinal).encode(), name.encode(), request)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 

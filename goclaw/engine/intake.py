@@ -7,7 +7,7 @@ Owns what a valid submission is and its idempotency. Not in here: running it (sc
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -23,6 +23,8 @@ from goclaw.core.errors import (
 )
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Accepted, Session
+from goclaw.core.states import EffectClass
+from goclaw.protocol.jsonrpc import canonical, encode
 from goclaw.store import rows
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from goclaw.core.decisions import Decision
     from goclaw.store import Database
 
-__all__ = ["SYSTEM_SESSION", "Intake"]
+__all__ = ["SYSTEM_SESSION", "Intake", "effect_class_of", "packed_work", "unpacked_work"]
 
 SYSTEM_SESSION = "_system"
 _USER_KIND = 2
@@ -206,12 +208,44 @@ class Intake:
             priority=priority, max_attempts=max_attempts or self._queue.max_attempts,
         )  # fmt: skip
 
+    async def submit_work(
+        self,
+        session: Session,
+        pool: str,
+        payload: Any,
+        *,
+        key: str | None,
+        client: str | None,
+        origin: str,
+        effect_class: EffectClass = EffectClass.IRREVERSIBLE,
+        priority: int = limits.PRIORITY,
+        parallel: bool = False,
+        max_attempts: int | None = None,
+        trace: str | None = None,
+        decision: Decision | None = None,
+    ) -> Accepted:
+        """A task for the external workers of a pool; ``payload`` is any JSON value.
+
+        ``effect_class``: of the effects that its worker declares no class for.
+        """
+        body = encode(payload)
+        if len(body) > limits.PAYLOAD_BYTES_MAX:
+            raise _too_large("task payload", limits.PAYLOAD_BYTES_MAX)
+        return await self._enqueue(
+            session, "pool", packed_work(effect_class, body), pool=pool,
+            hash=_hash(key, {"pool": pool, "payload": payload, "effectClass": str(effect_class)}),
+            key=key, client=client, origin=origin, trace=trace, decision=decision, words=[],
+            on_unknown="suspend", parallel=parallel, priority=priority,
+            max_attempts=max_attempts or self._queue.max_attempts,
+        )  # fmt: skip
+
     async def _enqueue(
         self,
         session: Session,
         kind: str,
         payload: bytes,
         *,
+        pool: str = "",
         hash: bytes | None,  # noqa: A002
         key: str | None,
         client: str | None,
@@ -233,7 +267,7 @@ class Intake:
         parts = [
             bind(
                 "enqueue", sid=session.sid, key=key, hash=hash,
-                task_id=task_id, run_id=run_id, pool="", kind=kind, parallel=int(parallel),
+                task_id=task_id, run_id=run_id, pool=pool, kind=kind, parallel=int(parallel),
                 rank=limits.PRIORITY_MAX - priority, max_attempts=max_attempts,
                 on_unknown=on_unknown, policy_version=self._policy_version(),
                 trace=trace or traceparent(self._clock), payload=payload, client=client,
@@ -298,7 +332,26 @@ def _hash(key: str | None, body: Any) -> bytes | None:
     """What a repeated key must repeat: the same JSON value, in whatever order of its members."""
     if key is None:
         return None
-    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).digest()
+    return hashlib.sha256(canonical(body)).digest()
+
+
+_WORK: Final = b'{"effectClass":"%s","payload":%s}'
+
+
+def packed_work(effect_class: EffectClass, payload: bytes) -> bytes:
+    """What is stored of a submission to a pool; spliced, so that a payload may be nested as deep as
+    a message."""
+    return _WORK % (effect_class.encode(), payload)
+
+
+def unpacked_work(stored: bytes) -> bytes:
+    """The payload again."""
+    return stored[stored.index(b',"payload":') + len(b',"payload":') : -1]
+
+
+def effect_class_of(stored: bytes) -> EffectClass:
+    """The class again; the first 64 bytes are enough."""
+    return EffectClass(stored.split(b'"', 4)[3].decode())
 
 
 def _portions(block: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The engine as one object: what gateways and the embedded run talk to.
 
-Owns the wiring of intake, scheduler, hub, approvals, settlement and timer, and who waits for which
-run. Not in here: each of those.
+Owns the wiring of intake, scheduler, pools, hub, approvals, settlement and timer, and who waits for
+which run. Not in here: each of those.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from goclaw.core.errors import GoclawError, TooLarge, UnknownId
 from goclaw.core.records import Receipt, RunEnd
 from goclaw.core.states import TERMINAL, State
 from goclaw.engine.approvals import Approvals
+from goclaw.engine.external import External
 from goclaw.engine.hub import Hub
 from goclaw.engine.intake import Intake
+from goclaw.engine.pools import Pools
 from goclaw.engine.recovery import recover
 from goclaw.engine.scheduler import Scheduler
 from goclaw.engine.schedules import Schedules
@@ -79,6 +81,11 @@ class Engine:
         self.settlement = Settlement(
             database, clock, self.task, self.intake.session_by_sid, call_of
         )
+        self.external = External(database, clock, config.queue)
+        self.pools = Pools(
+            database, clock, config.queue, policy_version=policy_version,
+            remember=self.external.remember,
+        )  # fmt: skip
         self._schedules = Schedules(database, clock, self.approvals.expire)
         self._sessions: dict[int, Session] = {}
         self._counts: Counter[str] = Counter()
@@ -91,6 +98,7 @@ class Engine:
         """Deliver commits on this loop and recover; nothing runs before ``open_lanes``."""
         self.hub.observe(self._observe)
         self.hub.observe(self.scheduler.observe)
+        self.hub.observe(self.pools.observe)
         self.hub.observe(self._schedules.observe)
         self.database.start(self.hub.publish)
         for state, count in await self.database.read("task_counts"):
@@ -117,8 +125,10 @@ class Engine:
     async def stop(self, drain_ms: int, hurry: asyncio.Event) -> None:
         """Refuse new work, drain, hand back the rest, stop the timers (R-3)."""
         self.intake.closed = True
+        self.pools.close()
         await self._schedules.stop()
         await self.scheduler.stop(drain_ms, hurry)
+        await asyncio.gather(self.pools.settled(), self.external.settled())
         self.hub.close()
 
     # -- what commits tell ---------------------------------------------------------------------

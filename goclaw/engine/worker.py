@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     _Part = tuple[int, tuple[Any, ...]]
 
-__all__ = ["LiveAttempt"]
+__all__ = ["LiveAttempt", "backoff_ms"]
 
 _log = log.logger("engine.worker")
 
@@ -255,7 +255,10 @@ class LiveAttempt:
         )  # fmt: skip
 
     def _failed(self, outcome: Failed) -> _Part:
-        now, wait_ms = self._clock.wall_ms(), self._backoff_ms(outcome.retry_after_ms)
+        now, wait_ms = (
+            self._clock.wall_ms(),
+            backoff_ms(self._queue, self._clock, self.task.failures, outcome.retry_after_ms),
+        )
         # An error's text comes from anywhere: file names that are no UTF-8, whole documents.
         message = outcome.message[: limits.MESSAGE_CHARS_MAX].encode("utf-8", "replace").decode()
         return self._database.bind(
@@ -265,14 +268,6 @@ class LiveAttempt:
             due_at=now + wait_ms,
             hash=_digest(f"fail\0{outcome.code}\0{message}\0{outcome.retryable}"),
         )  # fmt: skip
-
-    def _backoff_ms(self, retry_after_ms: int | None) -> int:
-        """Exponential with full jitter; the far side's own word counts, within the cap (Q-7)."""
-        queue = self._queue
-        if retry_after_ms is not None:
-            return min(max(0, retry_after_ms), queue.backoff_ms_max)
-        ceiling = min(queue.backoff_ms_max, queue.backoff_ms_min << min(self.task.failures, 32))
-        return max(1, int(ceiling * self._clock.random()))
 
     async def _hand_back(self) -> None:
         """A shutdown gives the task back; all else that stops an attempt has ended it already."""
@@ -287,6 +282,14 @@ class LiveAttempt:
             )  # fmt: skip
         except LeaseLost:
             _log.info("handed back too late")
+
+
+def backoff_ms(queue: QueueConfig, clock: Clock, failures: int, retry_after_ms: int | None) -> int:
+    """Exponential with full jitter; the far side's own word counts, within the cap (Q-7)."""
+    if retry_after_ms is not None:
+        return min(max(0, retry_after_ms), queue.backoff_ms_max)
+    ceiling = min(queue.backoff_ms_max, queue.backoff_ms_min << min(failures, 32))
+    return max(1, int(ceiling * clock.random()))
 
 
 def _nothing() -> None:

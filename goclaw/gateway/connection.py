@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from goclaw.gateway.transports import Transport
     from goclaw.protocol.messages import Notification
 
-__all__ = ["Connection", "Handler", "Later", "Reply", "Turn"]
+__all__ = ["Connection", "Handler", "Later", "Reply", "Turn", "Wait"]
 
 _log = log.logger("gateway.connection")
 _INBOX_MAX: Final = limits.REQUESTS_MAX
@@ -53,12 +53,14 @@ class Reply:
     """An answer, or an error, with its place in the order.
 
     ``after``: (sid, event id) that must have been sent before. ``then`` is called when the answer
-    has its place, before anything that is sent later.
+    has its place, before anything that is sent later. ``unwritten`` is called instead of nothing
+    when the connection goes before the kernel has taken the answer.
     """
 
     result: dict[str, Any] | GoclawError
     after: tuple[int, int] | None = None
     then: Callable[[], None] | None = None
+    unwritten: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,31 @@ class Turn:
         if not future.done() or future.cancelled() or future.exception() is not None:
             return None
         return future.result().run_id
+
+
+@dataclass(eq=False, slots=True)
+class Wait:
+    """A request of this connection that waits for work of its own, and can be cancelled."""
+
+    work: asyncio.Future[Any]
+    unheard: Callable[[Any], None]
+    """Called with what came of the work when nobody will be told."""
+
+    async def result(self) -> Any:
+        """What came of it; RequestCancelled."""
+        await asyncio.wait([self.work])
+        if self.work.cancelled():
+            raise RequestCancelled("The request was cancelled; nothing came of it.")
+        return self.work.result()
+
+    def abandon(self) -> None:
+        """The connection is gone."""
+        self.work.cancel()
+        self.work.add_done_callback(self._undo)
+
+    def _undo(self, work: asyncio.Future[Any]) -> None:
+        if not work.cancelled() and work.exception() is None:
+            self.unheard(work.result())
 
 
 Handler = Callable[["Connection", Params], Awaitable["Reply | Later"]]
@@ -121,6 +148,8 @@ class Connection:
         self._withdrawn: set[Call] = set()
         self._turns: dict[Call, Turn] = {}
         self._current: Call | None = None
+        self._waits: dict[Call, Wait] = {}
+        self._unwritten: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = True
         self._on_gone = on_gone
@@ -147,12 +176,22 @@ class Connection:
         client = self.handshake.client
         return client is not None and client.opted_in
 
-    def require(self, action: str, resource: str, session: Session | None = None) -> Decision:
-        """Ask the policy; PolicyDenied unless it allows."""
+    def require(
+        self,
+        action: str,
+        resource: str,
+        session: Session | None = None,
+        *,
+        worker: str | None = None,
+    ) -> Decision:
+        """Ask the policy about this client, or the worker it speaks for; PolicyDenied unless it
+        allows."""
         subject = Subject(
-            SubjectKind.CLIENT, self.client_id, self.origin,
+            SubjectKind.CLIENT if worker is None else SubjectKind.WORKER,
+            self.client_id if worker is None else worker,
+            self.origin,
             session_id=None if session is None else session.session_id,
-        )  # fmt: skip
+        )
         context = Context()
         if session is not None:
             context = Context(interactive=session.interactive, roots=session.roots)
@@ -164,6 +203,7 @@ class Connection:
         """See Owner."""
         if not self._open:
             return
+        self._look_written()
         for incoming in self._peer.receive(data):
             if isinstance(incoming, Send):
                 self.outbox.send(incoming.data)
@@ -186,6 +226,7 @@ class Connection:
     def drained(self) -> None:
         """See Owner."""
         self.outbox.drained()
+        self._look_written()
 
     def lost(self) -> None:
         """See Owner."""
@@ -196,6 +237,11 @@ class Connection:
         self._on_gone(self)
         for task in tuple(self._tasks):
             task.cancel()
+        for wait in self._waits.values():
+            wait.abandon()
+        for unwritten in self._unwritten:
+            unwritten()
+        self._unwritten.clear()
         if self.services.config.acp.on_disconnect == "cancel":
             for turn in self._turns.values():
                 self.roster.background(self._cancel_turn(turn))
@@ -266,14 +312,25 @@ class Connection:
             data = self._peer.error(call, reply.result)
         else:
             data = self._peer.result(call, reply.result)
+        if reply.unwritten is not None:
+            self._unwritten.append(reply.unwritten)
         if data is not None:
             self.outbox.send(data, after=reply.after, then=reply.then)
+        if reply.unwritten is not None:
+            # Behind the pump, which the message has just scheduled.
+            asyncio.get_running_loop().call_soon(self._look_written)
+
+    def _look_written(self) -> None:
+        """Forget about answers that the kernel has."""
+        if self._unwritten and self.outbox.is_empty:
+            self._unwritten.clear()
 
     async def _finish(self, call: Call, later: Later) -> None:
         try:
             await self._answer(call, later.answer)
         finally:
             self._turns.pop(call, None)
+            self._waits.pop(call, None)
 
     async def _notified(self, notification: Notification) -> None:
         if self.handshake.client is None:
@@ -318,13 +375,25 @@ class Connection:
         turn = self._turns[self._current] = Turn(sid, submission)
         return turn
 
+    def open_wait(self, wait: Wait) -> None:
+        """Remember the long wait that is being begun, until its answer."""
+        assert self._current is not None
+        self._waits[self._current] = wait
+
+    @property
+    def waits(self) -> int:
+        """How many long waits have no answer."""
+        return len(self._waits)
+
     def _cancel(self, call: Call) -> None:
         """``$/cancel_request``: prompts are cancelled, what has not begun never begins."""
-        turn = self._turns.get(call)
-        if turn is None:
-            self._withdrawn.add(call)
-        else:
+        turn, wait = self._turns.get(call), self._waits.get(call)
+        if turn is not None:
             self.spawn(self._cancel_turn(turn))
+        elif wait is not None:
+            wait.work.cancel()
+        else:
+            self._withdrawn.add(call)
 
     async def _cancel_turn(self, turn: Turn) -> None:
         try:

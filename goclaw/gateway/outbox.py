@@ -420,6 +420,12 @@ class Outbox:
     def _is_idle(self) -> bool:
         return not (self._open and (self._ready or self._behind or self._cold is not None))
 
+    @property
+    def is_empty(self) -> bool:
+        """True when the kernel has every direct message; never once the transport is closing."""
+        transport = self._transport
+        return transport.is_open and not (self._ready or self._held or transport.buffered())
+
     def _tell_idle(self) -> None:
         if self._idle is not None and not self._idle.done() and self._is_idle():
             self._idle.set_result(None)

@@ -70,6 +70,10 @@ class Transport(Protocol):
     def paused(self) -> bool:
         """True between ``Owner.full`` and ``Owner.drained``."""
 
+    @property
+    def is_open(self) -> bool:
+        """True while what is written may still arrive."""
+
     def frame(self, message: bytes) -> bytes:
         """A finished message as this transport sends it."""
 
@@ -154,13 +158,18 @@ class LineTransport(asyncio.Protocol):
 
     # -- the owner's side ----------------------------------------------------------------------
 
+    @property
+    def is_open(self) -> bool:
+        """See Transport."""
+        return not self.stream.is_closing()
+
     def frame(self, message: bytes) -> bytes:
         """See Transport."""
         return message + b"\n"
 
     def write(self, data: bytes) -> None:
         """See Transport."""
-        if not self.stream.is_closing():
+        if self.is_open:
             self.stream.write(data)
 
     def buffered(self) -> int:
@@ -263,6 +272,12 @@ class FrameTransport:
         """See Transport."""
         return self._connection.paused
 
+    @property
+    def is_open(self) -> bool:
+        """See Transport."""
+        connection = self._connection
+        return connection.protocol.state is State.OPEN and not connection.transport.is_closing()
+
     async def serve(self, owner: Owner) -> None:
         """Hand the peer's messages to ``owner`` until the connection ends."""
         self._connection.owner = owner
@@ -283,7 +298,7 @@ class FrameTransport:
 
     def write(self, data: bytes) -> None:
         """See Transport."""
-        if self._connection.protocol.state is State.OPEN:
+        if self.is_open:
             self._connection.transport.write(data)
 
     def buffered(self) -> int:

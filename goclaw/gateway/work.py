@@ -7,6 +7,7 @@ own methods (``handlers``).
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -15,7 +16,7 @@ from goclaw.core import limits
 from goclaw.core.clock import rfc3339
 from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
 from goclaw.core.errors import InvalidParams
-from goclaw.core.states import State
+from goclaw.core.states import EffectClass, State
 from goclaw.engine.settlement import OUTCOMES
 from goclaw.gateway.connection import Connection, Handler, Later, Reply
 from goclaw.gateway.handlers import attached, own_session, session_block
@@ -25,16 +26,16 @@ from goclaw.protocol.messages import KINDS_OPTED_IN
 from goclaw.protocol.session import place
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from goclaw.core.decisions import Decision
     from goclaw.core.records import Accepted, Approval, Effect, Receipt, Session
 
 __all__ = ["METHODS"]
 
 _STATES: Final = tuple(str(state) for state in State)
-_NOT_BUILT: Final = (
-    "pool", "payload", "notBeforeMs", "timeoutMs", "deadlineMs", "effectClass", "unique",
-    "schedule",
-)  # fmt: skip
+_NOT_BUILT: Final = ("notBeforeMs", "timeoutMs", "deadlineMs", "unique", "schedule")
+_CLASSES: Final = ("irreversible", "keyed", "probeable", "pure")  # the first unless one is named
 _PARAMS: Final = b'"params":'
 
 # -- sessions ----------------------------------------------------------------------------------
@@ -172,13 +173,11 @@ async def _task_submit(connection: Connection, params: Params) -> Reply | Later:
         if name in params:
             raise InvalidParams(f"{name} is not supported yet.", param=name)
     session = await own_session(connection, params)
+    submit = _submission(connection, session, params)
     decision = connection.require("run.submit", session.session_id, session)
     connection.services.on_session(session.sid)
     submission = asyncio.ensure_future(
-        connection.engine.intake.submit_tool(
-            session,
-            params.text("tool"),
-            params.object("arguments"),
+        submit(
             key=params.text_or_none("idempotencyKey", chars_max=limits.KEY_CHARS_MAX),
             client=connection.client_id,
             origin=str(connection.origin),
@@ -193,6 +192,28 @@ async def _task_submit(connection: Connection, params: Params) -> Reply | Later:
     )
     connection.roster.submitting(session.sid, submission)
     return Later(_accepted(submission))
+
+
+def _submission(
+    connection: Connection, session: Session, params: Params
+) -> Callable[..., Coroutine[Any, Any, Accepted]]:
+    """What is submitted: a call of a tool, or work for a pool."""
+    intake = connection.engine.intake
+    if "pool" not in params:
+        for name in ("payload", "effectClass"):
+            if name in params:
+                raise InvalidParams(f"{name} belongs to a pool.", param=name)
+        return functools.partial(
+            intake.submit_tool, session, params.text("tool"), params.object("arguments")
+        )
+    for name in ("tool", "arguments"):
+        if name in params:
+            raise InvalidParams(f"A task has a pool or a {name}, not both.", param=name)
+    effect_class = params.choice("effectClass", _CLASSES)
+    return functools.partial(
+        intake.submit_work, session, params.text("pool"), params.values.get("payload"),
+        effect_class=EffectClass(effect_class),
+    )  # fmt: skip
 
 
 async def _accepted(submission: asyncio.Future[Accepted]) -> Reply:

@@ -49,6 +49,7 @@ __all__ = [
     "LineSplitter",
     "Peer",
     "Send",
+    "canonical",
     "decode",
     "encode",
     "encode_error",
@@ -165,6 +166,17 @@ def encode(value: object) -> bytes:
     except TypeError:
         # Integers beyond 64 bits (an id must be echoed exactly) and lone surrogates (file names).
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "replace")
+
+
+def canonical(value: object) -> bytes:
+    """The same bytes for the same JSON value, in whatever order its members came."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        text = json.dumps(
+            value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True
+        )
         return text.encode("utf-8", "replace")
 
 

@@ -91,12 +91,13 @@ INSERT INTO heads (sid, tid, pool, rank, start, tie, ready_at, passed_at)
 VALUES (:sid, :p_tid, :p_pool, :p_rank, :p_start, :p_tie, :p_ready_at, :p_passed_at);
 
 -- Intents of an attempt that is over. Pure and keyed calls may be sent again; of all others nobody
--- knows whether they happened (E-3).
+-- knows whether they happened (E-3); a worker's can be asked by nobody either.
 -- fragment: orphan_intents
 -- step: emit
 SELECT 1 AS kind, 'message.interrupted' AS type,
        json_object('messageId', call_id, 'ordinal', ordinal) AS payload
-  FROM effects WHERE tid = :tid AND state = 'intent' AND kind = 'brain' ORDER BY ordinal;
+  FROM effects WHERE tid = :tid AND state = 'intent' AND kind = 'brain' AND call_id IS NOT NULL
+ ORDER BY ordinal;
 -- step: emit
 SELECT 1 AS kind, 'effect.unknown' AS type,
        json_object('ordinal', ordinal, 'name', name, 'class', class, 'idempotencyKey', key) AS payload
@@ -108,7 +109,8 @@ UPDATE effects
  WHERE tid = :tid AND state = 'intent';
 -- step: run
 SELECT count(*) FILTER (WHERE state = 'unknown') AS unknown_count,
-       count(*) FILTER (WHERE state = 'unknown' AND class = 'irreversible') AS irreversible_count,
+       count(*) FILTER (WHERE state = 'unknown' AND (class = 'irreversible'
+                           OR (SELECT kind FROM tasks WHERE tid = :tid) = 'pool')) AS irreversible_count,
        count(*) FILTER (WHERE state = 'result') AS kept_count,
        count(*) FILTER (WHERE state = 'retryable') AS again_count
   FROM effects WHERE tid = :tid;
@@ -282,6 +284,12 @@ SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.claims
  ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
 <<claim_head>>
 
+-- program: claim_any pool
+-- Goes before the claims of one worker and the record of their decision: an empty pool ends it all.
+-- returns: pool
+-- step: stop
+SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM heads WHERE pool = :pool);
+
 -- program: heartbeat tid token lease_until_mono
 -- returns: tid
 -- step: expect lease_lost
@@ -408,11 +416,15 @@ UPDATE tasks
 SELECT :was AS state;
 <<requeue state IN ('RETRY_WAIT', 'SUSPENDED') AND (:now_mono IS NULL OR due_mono <= :now_mono) | :reason>>
 
--- program: reclaim tid token expired_mono spent crash_budget reason now
+-- program: reclaim tid token hash expired_mono spent crash_budget reason now
 -- late
 -- The attempt is over without its owner's word: the lease ran out (expired_mono), the daemon died or
 -- stops (expired_mono NULL). tid NULL: whatever task that lease is of. spent 1 keeps the crash that the claim reserved; 0 gives it back.
+-- With a hash it is its owner's word: it hands the task back, and a repeat is answered as it was.
 -- returns: state event_id unknown_count kept_count again_count
+-- step: stop
+SELECT ended_state AS state, end_event AS event_id FROM tasks
+ WHERE tid = :tid AND ended_token = :token AND ended_hash = :hash AND lease_token IS NOT :token;
 -- step: expect lease_lost
 <<task t.tid = ifnull(:tid, (SELECT l.tid FROM tasks AS l WHERE l.state = 'RUNNING' AND l.lease_token = :token)) AND t.lease_token = :token AND t.state = 'RUNNING' AND (:expired_mono IS NULL OR t.lease_until_mono < :expired_mono)>>
 <<orphan_intents>>
@@ -433,7 +445,8 @@ SELECT :tid, json_object('code', :end_reason, 'message', 'Its attempts ended wit
 -- step: run
 UPDATE tasks
    SET state = :state, crashes = crashes - (:spent = 0), lease_owner = NULL, lease_token = NULL,
-       lease_until_mono = NULL, ended_token = NULL, ended_hash = NULL, ended_state = NULL,
+       lease_until_mono = NULL, ended_token = iif(:hash IS NULL, NULL, :token), ended_hash = :hash,
+       ended_state = iif(:hash IS NULL, NULL, :state),
        end_event = :event_id, reason = :end_reason, updated_at = :now
  WHERE tid = :tid;
 -- step: run
@@ -525,6 +538,21 @@ SELECT name, class, key FROM effects
 UPDATE effects SET state = :state, result = :result, failed = :failed, updated_at = :now
  WHERE tid = :tid AND ordinal = :ordinal;
 <<event 1 | iif(:state = 'unknown', 'effect.unknown', 'effect.result') | json_object('ordinal', :ordinal, 'name', :name, 'class', :class, 'state', :state, 'failed', json(iif(:failed, 'true', 'false')), 'idempotencyKey', :key)>>
+
+-- program: effect_place tid token ordinal
+-- Goes before a worker's effect: its ordinals have no holes, whatever order they are sent in.
+-- returns: ordinal
+-- step: expect lease_lost
+SELECT 1 FROM tasks WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
+-- step: refuse invalid_params
+SELECT 1 WHERE :ordinal > (SELECT count(*) FROM effects WHERE tid = :tid);
+
+-- program: effect_orphan tid token now
+-- Goes before a worker's last word: intents that it gave no result for.
+-- returns: tid
+-- step: need
+<<task t.tid = :tid AND t.lease_token = :token AND t.state = 'RUNNING' AND EXISTS (SELECT 1 FROM effects AS e WHERE e.tid = :tid AND e.state = 'intent')>>
+<<orphan_intents>>
 
 -- program: effect_adopt tid token ordinal
 -- An unknown effect of an earlier attempt comes under this lease, so that its probe or its telling
@@ -765,6 +793,11 @@ SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client, s.turn IS t.tid AS
   JOIN sessions AS s ON s.sid = t.sid
  ORDER BY t.seq;
 
+-- query: worker_task task_id
+SELECT t.tid, s.session_id, t.kind, p.key, substr(p.payload, 1, 64)
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid JOIN task_payloads AS p ON p.tid = t.tid
+ WHERE t.task_id = :task_id;
+
 -- query: live_tasks
 SELECT tid, lease_token, lease_owner, lease_until_mono, pool FROM tasks WHERE state = 'RUNNING';
 
@@ -782,8 +815,9 @@ SELECT min(due_mono) FROM tasks WHERE due_mono IS NOT NULL;
 -- query: heads_count
 SELECT count(*) FROM heads;
 
--- query: ready_head pool
-SELECT 1 FROM heads WHERE pool = :pool LIMIT 1;
+-- query: ready_pools pools
+SELECT j.value FROM json_each(:pools) AS j
+ WHERE EXISTS (SELECT 1 FROM heads AS h WHERE h.pool = j.value);
 
 -- query: effects_of_task tid
 SELECT ordinal, kind, name, class, state, key, hash, request, result, failed, deduplicated, call_id,
@@ -797,6 +831,15 @@ SELECT ordinal, kind, name, class, state, key, hash, created_at
 -- query: effect_of_task tid ordinal
 SELECT ordinal, kind, name, class, state, key, hash, created_at, request
   FROM effects WHERE tid = :tid AND ordinal = :ordinal;
+
+-- Of one lease: what it began and gave no answer for.
+-- query: open_effects tid token
+SELECT ordinal, class, state FROM effects
+ WHERE tid = :tid AND token = :token AND state IN ('intent', 'unknown') ORDER BY ordinal;
+
+-- query: worker_effect tid ordinal
+SELECT name, class, state, hash, result, failed FROM effects
+ WHERE tid = :tid AND ordinal = :ordinal;
 
 -- query: approvals_listed sid limit
 SELECT a.approval_id, s.session_id, t.task_id, t.run_id, a.ordinal, a.request, a.state, a.option_id,

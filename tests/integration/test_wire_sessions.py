@@ -317,7 +317,7 @@ async def test_bad_params_are_named(house: House) -> None:
         ("_goclaw/session/subscribe", {"sessionId": session, "role": "king"}, "role"),
         ("_goclaw/session/subscribe", {"sessionId": session, "fromEventId": -1}, "fromEventId"),
         ("_goclaw/task/submit", {"sessionId": session, "tool": "x", "priority": 10}, "priority"),
-        ("_goclaw/task/submit", {"sessionId": session, "pool": "x"}, "pool"),
+        ("_goclaw/task/submit", {"sessionId": session, "pool": 7}, "pool"),
         ("_goclaw/task/list", {"states": ["ODD"]}, "states"),
     ):
         error = await client.refused(method, params)

@@ -63,6 +63,7 @@ class Task:
     parallel: int
     on_unknown: str
     max_attempts: int
+    kind: str = "tool"
     state: str = "QUEUED"
     attempt: int = 0
     failures: int = 0
@@ -245,7 +246,7 @@ class Walk:
         digest = self.pick([b"1", b"2"])
         parallel = self.pick(range(2))
         rank = self.pick([0, 4, 4, 9])
-        kind = self.pick(["prompt", "tool"])
+        kind = self.pick(["prompt", "tool", "pool"])
         on_unknown = self.pick(["suspend", "tell_brain"])
         limit = self.pick([100, 100, 100, 2])
         words = self.pick([False, True])
@@ -269,7 +270,7 @@ class Walk:
                 assert answer.code is None
                 assert len(answer.events) == 1 + (kind == "prompt") + words
                 assert answer["tid"] == len(self.tasks) + 1
-                task = Task(answer["tid"], sid, parallel, on_unknown, 2)
+                task = Task(answer["tid"], sid, parallel, on_unknown, 2, kind)
                 self.tasks[task.tid] = task
                 if key is not None:
                     self.keys[sid, key] = (digest, task.tid)
@@ -389,6 +390,29 @@ class Walk:
             ),
         )  # fmt: skip
 
+    def last_word(self) -> None:
+        """As ``complete``, of a worker that may owe results."""
+        task = self.some("RUNNING")
+        token = self.some_token(task)
+
+        def judge(answer: support.Answer) -> None:
+            if task.holds(token):
+                assert answer.parts[1][0] == "SUCCEEDED"
+                owed = task.count("intent")
+                task.orphan()
+                assert len(answer.events) >= 1 + (owed > 0 and task.count("unknown") > 0)
+                task.crashes -= 1
+                self.end(task, "SUCCEEDED", "finished")
+                task.ended = (token, b"z", "SUCCEEDED")
+            elif task.ended is not None and task.ended[:2] == (token, b"z"):
+                assert (answer.parts[1][0], answer.events) == (task.ended[2], [])
+            else:
+                assert answer.code == "lease_lost"
+
+        ended = {"hash": b"z", "result": b"ok", "stop_reason": "end_turn"}
+        common = {"tid": task.tid, "token": token}
+        self.ask(judge, ("effect_orphan", common), ("complete", {**common, **ended}))
+
     def judge_repeat(
         self, task: Task, token: bytes, digest: bytes, answer: support.Answer, name: str
     ) -> None:
@@ -495,16 +519,19 @@ class Walk:
     def reclaim(self) -> None:
         mono = self.pick([None, None, *range(1, 81)])
         spent = self.pick(range(2))
+        digest = self.pick([None, None, b"x", b"y"])
         task = self.some("RUNNING")
         token = self.some_token(task)
 
         def judge(answer: support.Answer) -> None:
-            if not task.holds(token) or (mono is not None and task.until >= mono):
+            if not task.holds(token):
+                return self.judge_repeat(task, token, digest or b"", answer, "state")
+            if mono is not None and task.until >= mono:
                 assert answer.code == "lease_lost"
-                return
+                return None
             task.orphan()
             irreversible = any(
-                effect.state == "unknown" and effect.kind == "irreversible"
+                effect.state == "unknown" and (effect.kind == "irreversible" or task.kind == "pool")
                 for effect in task.effects.values()
             )
             if spent and task.crashes >= CRASH_BUDGET:
@@ -514,8 +541,9 @@ class Walk:
             else:
                 task.let_go("QUEUED", "lost")
             task.crashes -= not spent
-            task.ended = None
+            task.ended = None if digest is None else (token, digest, task.state)
             assert answer["state"] == task.state
+            return None
 
         self.ask(
             judge,
@@ -523,7 +551,7 @@ class Walk:
                 "reclaim",
                 {
                     "tid": task.tid, "token": token, "expired_mono": mono, "spent": spent,
-                    "crash_budget": CRASH_BUDGET, "reason": "lost",
+                    "crash_budget": CRASH_BUDGET, "reason": "lost", "hash": digest,
                 },
             ),
         )  # fmt: skip
@@ -581,6 +609,34 @@ class Walk:
                 },
             ),
         )  # fmt: skip
+
+    def effect_place(self) -> None:
+        """An intent of a worker: no hole before it."""
+        ordinal = self.pick(range(5))
+        task = self.some("RUNNING")
+        token = self.some_token(task)
+
+        def judge(answer: support.Answer) -> None:
+            known = task.effects.get(ordinal)
+            if not task.holds(token):
+                assert answer.code == "lease_lost"
+            elif ordinal > len(task.effects):
+                assert answer.code == "invalid_params"
+            elif known is not None and known.digest != b"1":
+                assert answer.code == "nondeterminism"
+            elif known is None or known.state == "retryable":
+                assert len(answer.events) == 1
+                kept = "irreversible" if known is None else known.kind
+                task.effects[ordinal] = Effect("intent", kept, b"1", token)
+            else:
+                assert answer.events == []
+
+        common = {"tid": task.tid, "token": token, "ordinal": ordinal}
+        effect = {
+            "kind": "tool", "name": "t", "class": "irreversible", "request": b"null",
+            "key": f"{task.tid}.{ordinal}", "hash": b"1",
+        }  # fmt: skip
+        self.ask(judge, ("effect_place", common), ("effect_intent", {**common, **effect}))
 
     def effect_result(self) -> None:
         ordinal = self.pick(range(3))
@@ -782,6 +838,7 @@ STEPS: list[Callable[[Walk], None]] = [
     *[Walk.effect_intent] * 3,
     *[Walk.suspend] * 3,
     *[Walk.fail, Walk.effect_result, Walk.approval_resolve] * 2,
+    Walk.effect_place, Walk.last_word,
     Walk.session, Walk.heartbeat, Walk.append, Walk.complete, Walk.wake, Walk.reclaim, Walk.cancel,
     Walk.effect_record, Walk.effect_settle, Walk.effect_fail, Walk.signal, Walk.small_writes,
     Walk.rebase_boot,
