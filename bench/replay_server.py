@@ -79,13 +79,16 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
     async def status() -> dict[str, Any]:
         return {}
 
+    async def replay(_run_id: str) -> dict[str, Any]:
+        return {}
+
     gateway = Gateway(
         Services(
             engine=engine, config=config, decide=policies.decide, check_brain=check_brain,
             daemon_id="d", boot_id="b",
             version="0", commands=lambda _session: [], status=status,
             explain_policy=policies.decide, skills=list, request_stop=lambda: None,
-            on_session=lambda _sid: None, token=place.token(),
+            on_session=lambda _sid: None, token=place.token(), replay=replay,
         )
     )  # fmt: skip
     port = await gateway.serve_ws("127.0.0.1", 0)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import goclaw
 from goclaw import _fast
-from goclaw.brains import BrainRunner, check_brain
+from goclaw.brains import REPEATABLE, BrainRunner, check_brain
 from goclaw.core import log
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import ConfigRefused, GoclawError
@@ -24,6 +24,7 @@ from goclaw.core.faults import arm, faultpoint
 from goclaw.core.home import DaemonRecord, Home, policy_text
 from goclaw.engine import Engine
 from goclaw.gateway import Gateway, Services
+from goclaw.ops.replay import RecordedGate, replay
 from goclaw.policy import default, document, pdp
 from goclaw.skills.catalog import Catalog
 from goclaw.skills.sandbox import Sandbox
@@ -225,6 +226,7 @@ class Daemon:
             status=self.status,
             explain_policy=self._explain,
             skills=lambda: [skill.as_listing() for skill in self.catalog],
+            replay=self._replay,
             request_stop=self.request_stop,
             on_session=self._take_up,
             token=self.home.token(),
@@ -253,6 +255,11 @@ class Daemon:
 
     def _explain(self, subject: Subject, action: str, resource: str, context: Context) -> Decision:
         return self.policies.decide(subject, action, resource, context)
+
+    async def _replay(self, run_id: str) -> dict[str, Any]:
+        runner = BrainRunner(self.registry, RecordedGate(self.registry))
+        found = await replay(self.database.read, runner, run_id, repeatable=REPEATABLE)
+        return found.to_json()
 
     async def status(self) -> dict[str, Any]:
         """The object of `goclaw status --json`."""

@@ -5,7 +5,12 @@ Owns the choice of a brain by its name. Not in here: the queue (engine), tools (
 
 from __future__ import annotations
 
+from typing import Final
+
 from goclaw.brains.loop import BrainRunner, check_brain
 from goclaw.brains.script import load_script
 
-__all__ = ["BrainRunner", "check_brain", "load_script"]
+__all__ = ["REPEATABLE", "BrainRunner", "check_brain", "load_script"]
+
+REPEATABLE: Final = frozenset({"direct", "script"})
+"""Brains that answer the same turn the same way every time, without a network."""

@@ -7,6 +7,7 @@ that was cut (engine).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from goclaw.core import limits
@@ -66,6 +67,13 @@ class Deltas:
             self._waiting.append(
                 {"sessionUpdate": kind, "content": content, "messageId": message_id}
             )
+
+    async def pause(self, wait_ms: int) -> None:
+        """Wait within an answer, where somebody hears it; a crash begins the answer anew."""
+        if self._stream.paced:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_ms / 1000):
+                    await asyncio.Event().wait()
 
     async def push(self) -> None:
         """What waits may go out now: at once when the last flush is long enough ago or 4 KiB wait,

@@ -6,8 +6,6 @@ out (loop).
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -105,16 +103,9 @@ async def _speak(step: _Speech, deltas: Deltas) -> None:
         case _Say(text, chunks, delay_ms):
             for piece in _pieces(text, chunks or 1):
                 if delay_ms:
-                    await _pause(delay_ms)
+                    await deltas.pause(delay_ms)
                 deltas.say(piece)
                 await deltas.push()
-
-
-async def _pause(wait_ms: int) -> None:
-    """Within an answer; a crash begins the answer anew."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(wait_ms / 1000):
-            await asyncio.Event().wait()
 
 
 def _pieces(text: str, count: int) -> list[str]:

@@ -186,6 +186,9 @@ def _proofs(verbs: Any) -> None:
         "--kills", type=_count, metavar="N", help="at most N kills, spread over the run"
     )
     _json(crash, "the report as one object")
+    replay = _verb(verbs, "replay", "replay", "make a run once more from its record, and compare")
+    replay.add_argument("run", metavar="RUN", help="its id")
+    _json(replay, "what was found as one object")
 
 
 def _group(verbs: Any, name: str, about: str) -> Any:

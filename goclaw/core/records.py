@@ -332,6 +332,8 @@ class Stream(Protocol):
 
     message_id: str
     """Of this answer in this attempt; a cut message is closed under it (B-3)."""
+    paced: bool
+    """False: nobody hears it, so pauses are left out."""
 
     async def send(self, updates: Sequence[dict[str, Any]]) -> None:
         """Commit these updates now, together."""

@@ -44,7 +44,16 @@ if TYPE_CHECKING:
     _Row = dict[str, Any]
     _Part = tuple[int, tuple[Any, ...]]
 
-__all__ = ["Journal", "Keyed", "Park", "effect_key", "request_hash", "task_key"]
+__all__ = [
+    "STATUSES",
+    "Journal",
+    "Keyed",
+    "Park",
+    "effect_key",
+    "request_hash",
+    "sleep_call",
+    "task_key",
+]
 
 _log = log.logger("engine.effects")
 
@@ -105,6 +114,16 @@ def effect_key(task: Keyed, ordinal: int, name: str, request: bytes, designated:
         return f"{name}:{designated}"
     parts = (task_key(task), str(ordinal).encode(), name.encode(), request)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def sleep_call(wait_ms: int) -> Call:
+    """The effect that a durable sleep is."""
+
+    async def woken(_key: str, _cancelled: asyncio.Event) -> Done:
+        return Done(b"null")
+
+    body = orjson.dumps({"ms": wait_ms})
+    return Call("sleep", "sleep", body, EffectClass.PURE, woken, wait_ms=wait_ms)
 
 
 class Journal:
@@ -321,13 +340,7 @@ class Journal:
 
     async def sleep(self, wait_ms: int) -> None:
         """Park until the time has come; a crash does not start it anew (E-9)."""
-
-        async def woken(_key: str, _cancelled: asyncio.Event) -> Done:
-            return Done(b"null")
-
-        body = orjson.dumps({"ms": wait_ms})
-        call = Call("sleep", "sleep", body, EffectClass.PURE, woken, wait_ms=wait_ms)
-        await self.perform([call])
+        await self.perform([sleep_call(wait_ms)])
 
     async def wait_signal(self, name: str) -> bytes:
         """Answer with the first signal of that name, parking until it is there."""
@@ -365,6 +378,8 @@ async def _dispatch(entries: list[_Entry]) -> None:
 class _Streamed:
     """Updates of an answer that is still being made. The first one journals that it has begun, so
     that whatever ends the attempt closes the message (B-3)."""
+
+    paced = True
 
     def __init__(self, journal: Journal, effect: dict[str, Any]) -> None:
         self._journal, self._effect = journal, effect

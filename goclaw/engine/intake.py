@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from goclaw.core.decisions import Decision
     from goclaw.store import Database
 
-__all__ = ["SYSTEM_SESSION", "Intake", "effect_class_of", "packed_work", "unpacked_work"]
+__all__ = [
+    "SYSTEM_SESSION",
+    "Intake",
+    "effect_class_of",
+    "packed_work",
+    "session_of",
+    "unpacked_work",
+]
 
 SYSTEM_SESSION = "_system"
 _USER_KIND = 2
@@ -98,7 +105,7 @@ class Intake:
     async def session(self, session_id: str) -> Session:
         """SessionUnknown unless it exists and is not deleted."""
         found = await self._database.read("session_by_id", session_id=session_id)
-        session = _session(rows("session_by_id", found)[0]) if found else None
+        session = session_of(rows("session_by_id", found)[0]) if found else None
         if session is None or session.deleted:
             raise SessionUnknown(
                 "Session not found.",
@@ -110,7 +117,7 @@ class Intake:
     async def session_by_sid(self, sid: int) -> Session:
         """By its number, deleted ones too."""
         found = await self._database.read("session_by_sid", sid=sid)
-        return _session(rows("session_by_sid", found)[0])
+        return session_of(rows("session_by_sid", found)[0])
 
     async def sessions(
         self, *, cwd: str | None, cursor: str | None, limit: int
@@ -120,7 +127,7 @@ class Intake:
         found = await self._database.read(
             "sessions_listed", cwd=cwd, before_at=before_at, before_sid=before_sid, limit=limit + 1
         )
-        sessions = [_session(row) for row in rows("sessions_listed", found)]
+        sessions = [session_of(row) for row in rows("sessions_listed", found)]
         more = len(sessions) > limit
         page = sessions[:limit]
         following = f"{page[-1].created_at}.{page[-1].sid}" if more else None
@@ -393,7 +400,8 @@ def _cursor(text: str | None) -> tuple[int, int]:
     return int(at), int(sid)
 
 
-def _session(row: dict[str, Any]) -> Session:
+def session_of(row: dict[str, Any]) -> Session:
+    """A row of a query of sessions, as a record."""
     return Session(
         sid=row["sid"], session_id=row["session_id"], stream_id=row["stream_id"], cwd=row["cwd"],
         roots=tuple(orjson.loads(row["roots"])), brain=row["brain"],

@@ -37,6 +37,8 @@ class Services:
     status: Callable[[], Awaitable[dict[str, Any]]]
     explain_policy: Callable[[Subject, str, str, Context], Decision]
     skills: Callable[[], list[dict[str, Any]]]
+    replay: Callable[[str], Awaitable[dict[str, Any]]]
+    """By run: the object of `goclaw replay --json`."""
     request_stop: Callable[[], None]
     on_session: Callable[[int], None]
     """Called with the sid of every session that a client makes or attaches to."""

@@ -427,6 +427,16 @@ async def _admin_skill(connection: Connection, params: Params) -> Reply:
     return Reply({"skills": connection.services.skills()})
 
 
+async def _admin_replay(connection: Connection, params: Params) -> Later:
+    run_id = params.text("runId")
+    connection.require("admin.replay", run_id)
+
+    async def replayed() -> Reply:
+        return Reply(await connection.services.replay(run_id))
+
+    return Later(replayed())
+
+
 async def _admin_shutdown(connection: Connection, _params: Params) -> Reply:
     decision = connection.require("admin.shutdown", "daemon")
     await connection.engine.audit(decision)
@@ -453,5 +463,6 @@ METHODS: Final[dict[str, Handler]] = {
     "_goclaw/system/status": _status,
     "_goclaw/admin/policy": _admin_policy,
     "_goclaw/admin/skill": _admin_skill,
+    "_goclaw/admin/replay": _admin_replay,
     "_goclaw/admin/shutdown": _admin_shutdown,
 }

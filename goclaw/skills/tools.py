@@ -23,20 +23,45 @@ if TYPE_CHECKING:
     from goclaw.skills.catalog import Catalog, Skill
     from goclaw.skills.sandbox import Sandbox
 
-__all__ = ["SkillTools"]
+__all__ = ["Listed", "SkillTools"]
 
 
-class SkillTools:
-    """The skills of a catalog. ``close()`` waits for calls that still run; twice is fine."""
+class Listed:
+    """The skills of a catalog by their names, for whoever calls none of them: see ToolSource."""
 
-    def __init__(self, catalog: Catalog, sandbox: Sandbox) -> None:
-        self._catalog, self._sandbox = catalog, sandbox
-        # a thread waits in native code: as many as attempts may run, whatever the processors
-        self._threads = ThreadPoolExecutor(limits.SKILL_THREADS_MAX, "goclaw-skill")
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
 
     def tools(self) -> Sequence[Tool]:
         """See ToolSource."""
         return [_tool(skill) for skill in self._catalog]
+
+    async def run(
+        self,
+        tool: Tool,
+        arguments: dict[str, Any],
+        *,
+        key: str,
+        cancelled: asyncio.Event,
+        files: Mapping[str, int],
+    ) -> Done:
+        """See ToolSource: it is refused."""
+        raise SkillRefused(f"{tool.name} is only listed here.")
+
+    async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:
+        """See ToolSource: a skill has no host effects to ask about."""
+        return None
+
+
+class SkillTools(Listed):
+    """The skills of a catalog, to be called. ``close()`` waits for calls that still run; twice is
+    fine."""
+
+    def __init__(self, catalog: Catalog, sandbox: Sandbox) -> None:
+        super().__init__(catalog)
+        self._sandbox = sandbox
+        # a thread waits in native code: as many as attempts may run, whatever the processors
+        self._threads = ThreadPoolExecutor(limits.SKILL_THREADS_MAX, "goclaw-skill")
 
     async def run(
         self,
@@ -70,10 +95,6 @@ class SkillTools:
             raise
         except SkillCancelled as error:
             raise Unclear("the sandbox was closed") from error
-
-    async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:
-        """See ToolSource: a skill has no host effects to ask about."""
-        return None
 
     def close(self) -> None:
         """See the class."""

@@ -1,5 +1,21 @@
 """Floor 2: the disk. The only floor that names the database files or knows SQL."""
 
-from goclaw.store.database import Committed, Database, Event, database_files, open_database, rows
+from goclaw.store.database import (
+    Archive,
+    Committed,
+    Database,
+    Event,
+    database_files,
+    open_database,
+    rows,
+)
 
-__all__ = ["Committed", "Database", "Event", "database_files", "open_database", "rows"]
+__all__ = [
+    "Archive",
+    "Committed",
+    "Database",
+    "Event",
+    "database_files",
+    "open_database",
+    "rows",
+]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "Archive",
     "Committed",
     "Database",
     "Event",
@@ -119,14 +120,9 @@ def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
 
 def _judged(path: Path, shipped: Sequence[tuple[int, str, str]]) -> int:
     """How many of the shipped migrations the file has, without writing to it; DatabaseRefused."""
-    # Without a log the file is all there is, and SQLite need not put a log and an index beside it.
-    log = path.with_name(f"{path.name}-wal")
-    how = "mode=ro" if log.exists() else "immutable=1"
-    uri = f"{path.absolute().as_uri()}?{how}"
     statements = queries.load().statements
-    reader = apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    reader = _open_to_read(path)
     try:
-        reader.setbusytimeout(limits.BUSY_MS_MAX)
         tables = {row[0] for row in reader.execute(statements["tables_read"])}
         ledger = (
             reader.execute(statements["ledger_read"]).fetchall() if "migrations" in tables else []
@@ -149,6 +145,16 @@ def _judged(path: Path, shipped: Sequence[tuple[int, str, str]]) -> int:
                 "Restore a backup, or run the goclaw that wrote it.",
             )
     return len(ledger)
+
+
+def _open_to_read(path: Path) -> apsw.Connection:
+    """Without a log the file is all there is, and SQLite need not put a log and an index beside."""
+    log = path.with_name(f"{path.name}-wal")
+    how = "mode=ro" if log.exists() else "immutable=1"
+    uri = f"{path.absolute().as_uri()}?{how}"
+    connection = apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    connection.setbusytimeout(limits.BUSY_MS_MAX)
+    return connection
 
 
 def open_database(
@@ -396,6 +402,37 @@ class Database:
         for connection in self._connections:
             connection.close()
         self._connections.clear()
+
+
+class Archive:
+    """The database of a home that nobody serves: read, and nothing of it changed. Blocks."""
+
+    def __init__(self, home: Path) -> None:
+        self._path = path = home / NAME
+        shipped = migrations()
+        if not path.exists():
+            raise _refuse(path, "does not exist", "Check the home; a first run makes it.")
+        try:
+            if _judged(path, shipped) < len(shipped):
+                raise _refuse(
+                    path, "has an older schema than this program's",
+                    "Start the daemon once: that migrates it.",
+                )  # fmt: skip
+            self._connection = _open_to_read(path)
+        except apsw.Error as error:
+            raise _refuse(path, f"cannot be read ({error})", _MEND) from error
+
+    def fetch(self, query: str, /, **arguments: Any) -> list[tuple[Any, ...]]:
+        """Run a query."""
+        sql = queries.load().queries[query].sql
+        try:
+            return self._connection.execute(sql, arguments).fetchall()
+        except apsw.Error as error:
+            raise _refuse(self._path, f"cannot be read ({error})", _MEND) from error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
 
 
 _SENTENCES: Final = {

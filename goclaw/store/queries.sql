@@ -872,6 +872,9 @@ SELECT name, payload FROM signals WHERE tid = :tid;
 SELECT t.task_id, t.run_id, t.state FROM submissions AS u JOIN tasks AS t ON t.tid = u.tid
  WHERE u.sid = :sid AND u.key = :key;
 
+-- query: submission_of_task tid
+SELECT payload, key, client, origin FROM task_payloads WHERE tid = :tid;
+
 -- query: meta_get key
 SELECT value FROM meta WHERE key = :key;
 

@@ -149,6 +149,10 @@ async def test_status_and_administration(house: House) -> None:
             "_goclaw/admin/policy", {"subject": subject, "action": "x", "resource": "x"}
         )
         assert error["code"] == -32602
+    assert await client.call("_goclaw/admin/replay", {"runId": "run_1"}) == {
+        "runId": "run_1",
+        "verdict": "identical",
+    }
     assert await client.call("_goclaw/admin/shutdown") == {}
     assert house.stops == [True]
 

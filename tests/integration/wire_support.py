@@ -431,6 +431,9 @@ async def opened(
     async def status() -> dict[str, Any]:
         return {"ready": True, "connections": gateway.connections}
 
+    async def replayed(run_id: str) -> dict[str, Any]:
+        return {"runId": run_id, "verdict": "identical"}
+
     stops: list[bool] = []
     sids: list[int] = []
     services = Services(
@@ -438,7 +441,7 @@ async def opened(
         daemon_id="daemon_1", boot_id="boot_1",
         version="0.0", commands=known, status=status, explain_policy=decide,
         skills=lambda: [{"name": "word-count"}], request_stop=lambda: stops.append(True),
-        on_session=sids.append, token=TOKEN,
+        on_session=sids.append, token=TOKEN, replay=replayed,
     )  # fmt: skip
     gateway = Gateway(services)
     socket = home / "s.sock"
