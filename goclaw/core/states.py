@@ -9,6 +9,7 @@ import enum
 from typing import Final, NamedTuple
 
 __all__ = [
+    "LEAVING",
     "TERMINAL",
     "TRANSITIONS",
     "EffectClass",
@@ -85,6 +86,14 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
 )
 
 TERMINAL: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED, State.DEAD_LETTER})
+
+LEAVING: Final = frozenset(
+    {
+        "task.requeued", "task.suspended", "task.retry_wait", "task.succeeded", "task.failed",
+        "task.canceled", "task.dead_letter",
+    }
+)  # fmt: skip
+"""Types of the events with which a task may leave RUNNING."""
 
 _ALLOWED: Final = frozenset((row.source, row.target) for row in TRANSITIONS)
 

@@ -129,6 +129,11 @@ class External:
         self._known.move_to_end(task_id)
         return replace(known, token=token)
 
+    async def live(self, task_id: str) -> tuple[int, bytes] | None:
+        """Attempt and token of a task's lease; None when no worker holds it."""
+        found = await self._database.read("live_lease", task_id=task_id)
+        return (found[0][0], found[0][1]) if found else None
+
     def remember(self, held: Held) -> None:
         """Facts about a task that need not be read again."""
         self._known[held.task_id] = held

@@ -17,6 +17,7 @@ from goclaw.core import limits, log
 from goclaw.core.errors import GoclawError, LeaseLost
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Task
+from goclaw.core.states import LEAVING
 from goclaw.engine.worker import LiveAttempt
 
 if TYPE_CHECKING:
@@ -31,14 +32,8 @@ __all__ = ["Scheduler"]
 
 _log = log.logger("engine.scheduler")
 
-# A task that leaves RUNNING, and what else may make one claimable that was not before.
-_LEAVING = frozenset(
-    {
-        "task.requeued", "task.suspended", "task.retry_wait", "task.succeeded", "task.failed",
-        "task.canceled", "task.dead_letter",
-    }
-)  # fmt: skip
-_FREEING = _LEAVING - {"task.suspended", "task.retry_wait"}
+# What else may make a task claimable that was not before.
+_FREEING = LEAVING - {"task.suspended", "task.retry_wait"}
 
 
 @dataclass(slots=True)
@@ -114,7 +109,7 @@ class Scheduler:
                 self._one_more()
             elif kind == "task.running":
                 self._started.add((event[6], event[7]))
-            elif kind in _LEAVING:
+            elif kind in LEAVING:
                 key = (event[6], event[7])
                 attempt = self.live.get(key)
                 if attempt is None:

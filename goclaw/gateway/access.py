@@ -22,7 +22,7 @@ from goclaw.core import limits
 if TYPE_CHECKING:
     from websockets.datastructures import Headers
 
-__all__ = ["PATHS", "Refusal", "Throttle", "judge", "peer_uid"]
+__all__ = ["PATHS", "Refusal", "Throttle", "bearer", "judge", "peer_uid"]
 
 PATHS: Final = ("/ws", "/acp")
 
@@ -67,22 +67,28 @@ def judge(target: str, headers: Headers, token: str) -> Refusal | None:
         return Refusal(HTTPStatus.FORBIDDEN, "The Host is not this machine.")
     if origin is not None and not _is_loopback(origin):
         return Refusal(HTTPStatus.FORBIDDEN, "The Origin is not this machine.")
-    try:
-        credentials = headers.get("Authorization", "")
-    except MultipleValuesError:
-        credentials = ""
-    scheme, _, given = credentials.partition(" ")
-    # Both compared in full, whatever the scheme says: the time tells nothing.
-    same = hmac.compare_digest(given.strip().encode(), token.encode())
-    if not (same and token and scheme.lower() == "bearer"):
+    given = bearer(headers)
+    # Compared in full, whatever was given: the time tells nothing.
+    same = hmac.compare_digest((given or "").encode(), token.encode())
+    if not (same and given):
         return Refusal(
             HTTPStatus.UNAUTHORIZED,
             "Send the token of the home as 'Authorization: Bearer TOKEN'.",
-            wrong_token=bool(credentials),
+            wrong_token="Authorization" in headers,
         )
     if target not in PATHS:
         return Refusal(HTTPStatus.NOT_FOUND, f"There is nothing but {' and '.join(PATHS)} here.")
     return None
+
+
+def bearer(headers: Headers) -> str | None:
+    """The token of the Authorization header; None without exactly one of that scheme."""
+    try:
+        credentials = headers.get("Authorization", "")
+    except MultipleValuesError:
+        return None
+    scheme, _, given = credentials.partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else None
 
 
 def _is_loopback(url: str) -> bool:

@@ -10,6 +10,7 @@ Requests begin one after the other, in the order they came; a handler that waits
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,7 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 from goclaw.core import limits, log
 from goclaw.core.clock import rfc3339
 from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
-from goclaw.core.errors import GoclawError, InternalError, RequestCancelled, TooLarge
+from goclaw.core.errors import (
+    GoclawError,
+    InternalError,
+    LeaseLost,
+    RequestCancelled,
+    TooLarge,
+)
 from goclaw.gateway.outbox import Outbox
 from goclaw.gateway.params import Params
 from goclaw.gateway.permissions import Permissions
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
     from goclaw.core.records import Accepted, Session
     from goclaw.gateway.permits import Permits
     from goclaw.gateway.roster import Roster
+    from goclaw.gateway.scopes import AttemptPass
     from goclaw.gateway.services import Services
     from goclaw.gateway.transports import Transport
     from goclaw.protocol.messages import Notification
@@ -129,11 +137,14 @@ class Connection:
         *,
         on_gone: Callable[[Connection], None],
         connection_id: str | None = None,
+        attempt: AttemptPass | None = None,
     ) -> None:
         self.services, self.roster, self.permits = services, roster, permits
         self.engine = services.engine
         self.connection_id = connection_id or self.engine.clock.new_id("connection")
         self.origin = origin
+        self.attempt: AttemptPass | None = None
+        """Not None: nothing but the worker's methods of this one attempt is open."""
         self.handshake = Handshake()
         self._transport = transport
         self._methods, self._notifications = methods, notifications
@@ -152,6 +163,7 @@ class Connection:
         self._unwritten: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = True
+        self._quiet: asyncio.Event | None = None
         self._on_gone = on_gone
         self.gone = asyncio.Event()
         """Set when the transport is gone."""
@@ -161,6 +173,8 @@ class Connection:
         )
         self.spawn(self._serve())
         roster.members.add(self)
+        if attempt is not None:
+            self._bind(attempt)
 
     # -- who this is ---------------------------------------------------------------------------
 
@@ -186,16 +200,43 @@ class Connection:
     ) -> Decision:
         """Ask the policy about this client, or the worker it speaks for; PolicyDenied unless it
         allows."""
+        own = self.attempt
         subject = Subject(
-            SubjectKind.CLIENT if worker is None else SubjectKind.WORKER,
-            self.client_id if worker is None else worker,
+            SubjectKind.CLIENT if worker is None and own is None else SubjectKind.WORKER,
+            worker or self.client_id,
             self.origin,
             session_id=None if session is None else session.session_id,
+            task_id=None if own is None else own.task_id,
+            attempt=None if own is None else own.attempt,
         )
         context = Context()
         if session is not None:
             context = Context(interactive=session.interactive, roots=session.roots)
         return self.permits.require(subject, action, resource, context)
+
+    async def narrow(self, shown: str) -> None:
+        """Open nothing but what the token of an attempt opens; LeaseLost when it is of none."""
+        attempt = await self.permits.attempt(shown)
+        if attempt is None:
+            raise LeaseLost(
+                "The token is of no attempt that runs.",
+                hint="It is dead as soon as its lease ends; claim a task for another.",
+            )
+        self._bind(attempt)
+
+    def _bind(self, attempt: AttemptPass) -> None:
+        self.attempt = attempt
+        self.roster.bind(attempt, self)
+        self.spawn(self._look_alive(attempt))
+
+    async def _look_alive(self, attempt: AttemptPass) -> None:
+        """Its end may have been committed before we were told of such things."""
+        try:
+            live = await self.engine.external.live(attempt.task_id)
+        except GoclawError:
+            return  # the disk: each word says so by itself
+        if live != (attempt.attempt, attempt.lease_token):
+            self.lease_over()
 
     # -- what the transport tells --------------------------------------------------------------
 
@@ -234,6 +275,8 @@ class Connection:
         self._handshake_timer.cancel()
         self.outbox.stop(SubEvent.GONE)
         self.roster.members.discard(self)
+        if self.attempt is not None:
+            self.roster.unbind(self.attempt, self)
         self._on_gone(self)
         for task in tuple(self._tasks):
             task.cancel()
@@ -242,6 +285,8 @@ class Connection:
         for unwritten in self._unwritten:
             unwritten()
         self._unwritten.clear()
+        if self._quiet is not None:
+            self._quiet.set()
         if self.services.config.acp.on_disconnect == "cancel":
             for turn in self._turns.values():
                 self.roster.background(self._cancel_turn(turn))
@@ -257,6 +302,7 @@ class Connection:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._look_quiet()
         if not task.cancelled() and task.exception() is not None:
             # A fault of ours: a client that waits for nothing is better off without us.
             _log.error("a connection failed", exc_info=task.exception())
@@ -280,6 +326,7 @@ class Connection:
         self._current = call
         await self._answer(call, self._handled(call))
         self._current = None
+        self._look_quiet()
         if self.handshake.client is None and not self._transport.lines:
             self.close(1002, "goclaw:initialize first")
 
@@ -291,6 +338,8 @@ class Connection:
         handler = self._methods.get(request.method)
         if handler is None:
             raise method_unknown(request.method)
+        if self.attempt is not None:
+            self.attempt.check(request.method)
         self.require("protocol.call", request.method)
         return await handler(self, Params(request.params))
 
@@ -338,7 +387,7 @@ class Connection:
                 self.close(1002, "goclaw:initialize first")
             return
         handler = self._notifications.get(notification.method)
-        if handler is None:
+        if handler is None or self.attempt is not None:
             return
         try:
             self.require("protocol.call", notification.method)
@@ -517,7 +566,29 @@ class Connection:
             self.outbox.flush()
         self._transport.close(code, reason)
 
-    async def finish(self, code: int, reason: str) -> None:
+    def lease_over(self) -> None:
+        """See Member: the token that opened this connection is dead."""
+        if self._open:
+            self._open = False
+            self.roster.background(self._retire())
+
+    async def _retire(self) -> None:
+        """What was asked before is answered: among it may be the very word that ended the lease."""
+        self._quiet = asyncio.Event()
+        self._look_quiet()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.CLOSE_MS_MAX / 1000):
+                await self._quiet.wait()
+        if not self.gone.is_set():
+            await self.finish(4401, "goclaw:lease over", SubEvent.REVOKED)
+
+    def _look_quiet(self) -> None:
+        """Tell ``_retire`` when nothing is left but the task that serves."""
+        idle = self._current is None and not self._inbox and len(self._tasks) <= 1
+        if idle and self._quiet is not None:
+            self._quiet.set()
+
+    async def finish(self, code: int, reason: str, event: SubEvent = SubEvent.SHUTDOWN) -> None:
         """Take no more messages, send what there is to send, close."""
         self._open = False
         try:
@@ -525,6 +596,6 @@ class Connection:
                 await self.outbox.flushed()
         except TimeoutError:
             self._transport.abort()
-        self.outbox.stop(SubEvent.SHUTDOWN)
+        self.outbox.stop(event)
         self._transport.close(code, reason)
         await self.gone.wait()

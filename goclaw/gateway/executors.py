@@ -29,6 +29,7 @@ from goclaw.core.states import EffectClass
 from goclaw.engine.external import Intent
 from goclaw.gateway.connection import Connection, Handler, Later, Reply, Wait
 from goclaw.gateway.params import Params
+from goclaw.gateway.scopes import attempt_token
 from goclaw.protocol.updates import check_update
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ async def _claimed(connection: Connection, wait: Wait) -> Reply:
             "eventId": lease.event_id,
             "maxAttempts": lease.max_attempts,
             "leaseToken": lease.token.hex(),
+            "attemptToken": attempt_token(connection.services.token, lease.task_id, lease.token),
             "leaseMs": lease_ms,
             "payload": orjson.Fragment(lease.payload),
             "idempotencyKey": lease.key,
@@ -123,10 +125,19 @@ def _outcome(effect: Intended) -> dict[str, Any]:
 
 
 async def _held(connection: Connection, params: Params) -> Held:
-    """The task and the token that the params show; a text that is no token is a wrong one."""
-    token = params.text("leaseToken")
-    shown = bytes.fromhex(token) if _TOKEN.fullmatch(token) else b""
-    return await connection.engine.external.held(params.text("taskId"), shown)
+    """The task and the token that the params show; a text that is no token is a wrong one.
+
+    On the connection of an attempt they may be left out.
+    """
+    own = connection.attempt
+    text = params.text if own is None else params.text_or_none
+    task_id, token = text("taskId"), text("leaseToken")
+    shown = None
+    if token is not None:
+        shown = bytes.fromhex(token) if _TOKEN.fullmatch(token) else b""
+    if own is not None:
+        task_id, shown = own.show(task_id, shown)
+    return await connection.engine.external.held(task_id or "", shown or b"")
 
 
 async def _heartbeat(connection: Connection, params: Params) -> Later:
@@ -143,7 +154,7 @@ async def _heartbeat(connection: Connection, params: Params) -> Later:
             beats.append(external.heartbeat(await _held(connection, lease)))
         except (UnknownId, LeaseLost):
             beats.append(None)
-    return Later(_prolonged_all([lease.text("taskId") for lease in shown], beats))
+    return Later(_prolonged_all([lease.text_or_none("taskId") or "" for lease in shown], beats))
 
 
 async def _prolonged(beat: asyncio.Future[int]) -> Reply:

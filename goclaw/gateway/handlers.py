@@ -22,6 +22,7 @@ from goclaw.core.states import Outcome
 from goclaw.engine.intake import SYSTEM_SESSION
 from goclaw.gateway.connection import Connection, Handler, Later, Reply
 from goclaw.gateway.history import History
+from goclaw.gateway.scopes import ATTEMPT_METHODS
 from goclaw.protocol.session import EXTENSION_VERSION, PROTOCOL_VERSION, place
 
 if TYPE_CHECKING:
@@ -37,11 +38,17 @@ _BLOCKS: Final = {"text": ("text",), "resource_link": ("uri", "name"), "resource
 
 
 async def _initialize(connection: Connection, params: Params) -> Reply:
-    connection.handshake.initialize(params.values)
+    client = connection.handshake.initialize(params.values)
+    if client.attempt_token is not None:
+        try:
+            await connection.narrow(client.attempt_token)
+        except GoclawError:
+            connection.handshake.refuse()
+            raise
     connection.initialized()
     services = connection.services
     queue = services.config.queue
-    extension = {
+    extension: dict[str, Any] = {
         "version": EXTENSION_VERSION,
         "daemonId": services.daemon_id,
         "bootId": services.boot_id,
@@ -56,7 +63,19 @@ async def _initialize(connection: Connection, params: Params) -> Reply:
             "answerBytes": limits.ANSWER_BYTES_MAX,
             "stallSeconds": limits.STALL_MS_MAX // 1000,
         },
+        "worker": {
+            "claimMax": limits.CLAIM_MAX,
+            "waitMsMax": limits.CLAIM_WAIT_MS_MAX,
+            "leaseMs": queue.lease_ms,
+            "attemptToken": "clientCapabilities._meta.goclaw.attemptToken",
+        },
     }
+    if connection.attempt is not None:
+        extension["attempt"] = {
+            "taskId": connection.attempt.task_id,
+            "attempt": connection.attempt.attempt,
+            "methods": sorted(ATTEMPT_METHODS),
+        }
     return Reply(
         {
             "protocolVersion": PROTOCOL_VERSION,

@@ -1,4 +1,4 @@
-"""Asks the policy for clients, and keeps the record of what it denied.
+"""Asks the policy for clients, keeps the record of what it denied, and knows attempts' tokens.
 
 Owns the joining of equal denials (A-8). Not in here: the policy, and audit records of what was
 allowed, which commit with what they allow.
@@ -7,11 +7,13 @@ allowed, which commit with what they allow.
 from __future__ import annotations
 
 import asyncio
+import hmac
 from typing import TYPE_CHECKING
 
 from goclaw.core import limits, log
 from goclaw.core.decisions import Verdict
 from goclaw.core.errors import GoclawError, PolicyDenied
+from goclaw.gateway.scopes import AttemptPass, attempt_token, task_of
 
 if TYPE_CHECKING:
     from goclaw.core.decisions import Context, Decision, Subject
@@ -47,6 +49,18 @@ class Permits:
             reason=decision.reason,
             ruleId=decision.rule_id,
         )
+
+    async def attempt(self, shown: str) -> AttemptPass | None:
+        """What the token of an attempt opens; None when no such attempt holds its lease."""
+        task_id = task_of(shown)
+        live = None if task_id is None else await self._services.engine.external.live(task_id)
+        if task_id is None or live is None:
+            return None
+        number, lease_token = live
+        known = attempt_token(self._services.token, task_id, lease_token)
+        if not hmac.compare_digest(shown.encode(), known.encode()):
+            return None
+        return AttemptPass(task_id, number, lease_token)
 
     def _keep(self, decision: Decision) -> None:
         key = (decision.subject.id, decision.action, decision.resource, decision.rule_id)

@@ -1,7 +1,7 @@
 """Who is connected: what concerns more than one connection passes through here.
 
 Owns the set of connections, the memory of closes for being slow, and the fan-out of committed
-approvals and ends of runs. Not in here: what a single connection does with them.
+approvals, ends of runs and ends of leases. Not in here: what a single connection does with them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 
 from goclaw.core import limits
+from goclaw.core.states import LEAVING
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from goclaw.core.records import Accepted
+    from goclaw.gateway.scopes import AttemptPass
     from goclaw.store import Event
 
 __all__ = ["Member", "Roster"]
@@ -38,12 +40,16 @@ class Member(Protocol):
     def session_gone(self, sid: int) -> None:
         """The session was deleted."""
 
+    def lease_over(self) -> None:
+        """The attempt whose token opened the connection has ended, or lost its lease."""
+
 
 class Roster:
     """Connections come and go; committed events find them."""
 
     def __init__(self) -> None:
         self.members: set[Member] = set()
+        self._bound: dict[tuple[str, int], set[Member]] = {}
         self._last_closes: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._resolved: OrderedDict[str, None] = OrderedDict()
         self._background: set[asyncio.Task[None]] = set()
@@ -61,7 +67,7 @@ class Roster:
 
     def observe(self, events: list[Event]) -> None:
         """For ``Hub.observe``: after the events' frames are ready for readers."""
-        for sid, event_id, _, kind, at_ms, run_id, _, _, _, payload in events:
+        for sid, event_id, _, kind, at_ms, run_id, task_id, attempt, _, payload in events:
             if kind == "approval.opened":
                 approval = orjson.loads(payload)
                 for member in tuple(self.members):
@@ -76,6 +82,21 @@ class Roster:
             elif kind == "run.ended":
                 for member in tuple(self.members):
                     member.run_ended(sid, event_id, run_id or "", at_ms)
+            elif kind in LEAVING and self._bound:
+                for member in tuple(self._bound.get((task_id or "", attempt), ())):
+                    member.lease_over()
+
+    def bind(self, attempt: AttemptPass, member: Member) -> None:
+        """The connection lives no longer than the attempt's lease."""
+        self._bound.setdefault((attempt.task_id, attempt.attempt), set()).add(member)
+
+    def unbind(self, attempt: AttemptPass, member: Member) -> None:
+        """The connection is gone."""
+        key = attempt.task_id, attempt.attempt
+        bound = self._bound.get(key, set())
+        bound.discard(member)
+        if not bound:
+            self._bound.pop(key, None)
 
     def was_resolved(self, approval_id: str) -> bool:
         """True when the answer came while somebody was reading the list of open ones."""

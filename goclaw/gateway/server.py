@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from goclaw.core import limits, log
 from goclaw.core.decisions import Origin
 from goclaw.core.errors import ListenerFailed
 from goclaw.gateway import executors, handlers, work
-from goclaw.gateway.access import Throttle, judge, peer_uid
+from goclaw.gateway.access import Throttle, bearer, judge, peer_uid
 from goclaw.gateway.connection import Connection
 from goclaw.gateway.permits import Permits
 from goclaw.gateway.roster import Roster
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.server import Server, ServerConnection
     from websockets.http11 import Request, Response
 
+    from goclaw.gateway.scopes import AttemptPass
     from goclaw.gateway.services import Services
     from goclaw.gateway.transports import FrameConnection, Transport
 
@@ -127,6 +128,12 @@ class Gateway:
     async def _judge(self, connection: ServerConnection, request: Request) -> Response | None:
         address = connection.remote_address[0] if connection.remote_address else ""
         refusal = judge(request.path, request.headers, self._services.token)
+        if refusal is not None and refusal.wrong_token:
+            shown = bearer(request.headers) or ""
+            attempt = await self._permits.attempt(shown)
+            if attempt is not None:
+                refusal = judge(request.path, request.headers, shown)
+                cast("FrameConnection", connection).attempt = attempt
         if refusal is None:
             self._throttle.succeeded(address)
             if self._is_full():
@@ -146,10 +153,16 @@ class Gateway:
 
     async def _serve_ws(self, connection: FrameConnection) -> None:
         transport = FrameTransport(connection)
-        await transport.serve(self._connect(transport, Origin.WS, f"connection_{connection.id}"))
+        await transport.serve(
+            self._connect(transport, Origin.WS, f"connection_{connection.id}", connection.attempt)
+        )
 
     def _connect(
-        self, transport: Transport, origin: Origin, connection_id: str | None = None
+        self,
+        transport: Transport,
+        origin: Origin,
+        connection_id: str | None = None,
+        attempt: AttemptPass | None = None,
     ) -> Connection:
         connection = Connection(
             self._services,
@@ -160,6 +173,7 @@ class Gateway:
             _METHODS,
             handlers.NOTIFICATIONS,
             connection_id=connection_id,
+            attempt=attempt,
             on_gone=self._connections.discard,
         )
         self._connections.add(connection)

@@ -29,6 +29,8 @@ from goclaw.protocol.jsonrpc import LineSplitter, text_frame
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from goclaw.gateway.scopes import AttemptPass
+
 __all__ = [
     "FrameConnection",
     "FrameTransport",
@@ -206,6 +208,8 @@ class FrameConnection(ServerConnection):
     """The library's connection, which also tells an owner when its transport is full."""
 
     owner: Owner | None = None
+    attempt: AttemptPass | None = None
+    """What the token of the upgrade opened, when it was that of an attempt."""
 
     def pause_writing(self) -> None:
         """See asyncio."""

@@ -228,11 +228,20 @@ reason = "this run has met both untrusted text and private data"
 
 # -- workers ----------------------------------------------------------------------------------
 
-# External workers that you gave a worker token.
+# External workers: your own programs, which connect as your clients do.
 [[rule]]
 id = "workers-claim"
 effect = "allow"
 actions = ["worker.claim"]
 subjects = [{ kind = "worker", origin = ["unix", "ws"] }]
-reason = "a worker with its token may claim tasks"
+reason = "your own workers may claim tasks"
+
+# The token of a single attempt, as a worker hands it to a program that it starts.
+[[rule]]
+id = "workers-report"
+effect = "allow"
+actions = ["protocol.call"]
+subjects = [{ kind = "worker", origin = ["unix", "ws"] }]
+resources = [{ exact = "initialize" }, { prefix = "_goclaw/worker/" }]
+reason = "a worker may speak for its attempt"
 """

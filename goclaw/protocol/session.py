@@ -52,6 +52,8 @@ class Client:
     version: str = ""
     opted_in: bool = False
     client_id: str | None = None
+    attempt_token: str | None = None
+    """It asks for no more than what the token of one attempt opens."""
 
 
 class Handshake:
@@ -82,14 +84,9 @@ class Handshake:
         capabilities = _object(params.get("clientCapabilities"))
         offered = _object(capabilities.get("_meta")).get("goclaw")
         extension = _object(offered)
-        client_id = extension.get("clientId")
-        if client_id is not None and not (
-            isinstance(client_id, str) and 1 <= len(client_id) <= limits.KEY_CHARS_MAX
-        ):
-            raise InvalidParams(
-                f"clientId must be a string of 1 to {limits.KEY_CHARS_MAX} characters.",
-                param="clientId",
-            )
+        client_id, attempt = (
+            _text_or_none(extension, name) for name in ("clientId", "attemptToken")
+        )
         speaks = extension.get("version") == EXTENSION_VERSION
         self.client = Client(
             name=_text(info.get("name")),
@@ -97,12 +94,26 @@ class Handshake:
             # A bare true is a sloppy way to say {}: everything by default (PROTOCOL 4).
             opted_in=offered is True or (speaks and bool(extension.get("notifications"))),
             client_id=client_id,
+            attempt_token=attempt,
         )
         return self.client
+
+    def refuse(self) -> None:
+        """What it asked for cannot be had: the handshake is open again."""
+        self.client = None
 
 
 def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _text_or_none(extension: dict[str, Any], name: str) -> str | None:
+    value = extension.get(name)
+    if value is None or (isinstance(value, str) and 1 <= len(value) <= limits.KEY_CHARS_MAX):
+        return value
+    raise InvalidParams(
+        f"{name} must be a string of 1 to {limits.KEY_CHARS_MAX} characters.", param=name
+    )
 
 
 def _text(value: object) -> str:

@@ -798,6 +798,10 @@ SELECT t.tid, s.session_id, t.kind, p.key, substr(p.payload, 1, 64)
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid JOIN task_payloads AS p ON p.tid = t.tid
  WHERE t.task_id = :task_id;
 
+-- query: live_lease task_id
+SELECT attempt, lease_token FROM tasks
+ WHERE task_id = :task_id AND state = 'RUNNING' AND kind = 'pool';
+
 -- query: live_tasks
 SELECT tid, lease_token, lease_owner, lease_until_mono, pool FROM tasks WHERE state = 'RUNNING';
 

@@ -19,7 +19,7 @@ from goclaw.core.config import Config
 
 DIGEST = hashlib.sha256(b"request").hexdigest()
 CALL = {"kind": "tool", "name": "charge", "requestHash": DIGEST}
-SHORT = Config(queue=dataclasses.replace(Config().queue, lease_ms=100, backoff_ms_min=1))
+SHORT = Config(queue=dataclasses.replace(Config().queue, lease_ms=1_000, backoff_ms_min=1))
 
 
 async def submit(client: Client, session: str, payload: Any = None, **more: Any) -> str:

@@ -175,10 +175,7 @@ class House:
 
     async def unix(self, **capabilities: Any) -> Client:
         """A client on the Unix socket, initialised."""
-        reader, writer = await asyncio.open_unix_connection(
-            str(self.socket), limit=limits.FRAME_BYTES_MAX
-        )
-        client = Client(Lines(reader, writer))
+        client = Client(await self.unix_link())
         self.clients.append(client)
         await client.initialize(**capabilities)
         return client
@@ -189,6 +186,12 @@ class House:
         self.clients.append(client)
         await client.initialize(**capabilities)
         return client
+
+    async def unix_link(self) -> Lines:
+        reader, writer = await asyncio.open_unix_connection(
+            str(self.socket), limit=limits.FRAME_BYTES_MAX
+        )
+        return Lines(reader, writer)
 
     async def ws_link(self, path: str = "/ws", **options: Any) -> Frames:
         socket = await connect(
