@@ -148,7 +148,9 @@ class Store:
             "on_unknown": "suspend", "policy_version": "p0", "trace": f"00-{self._ids:032x}-01",
             "payload": b"{}", "origin": "unix", "session_limit": 1000,
         }  # fmt: skip
-        return self.part("enqueue", **{**arguments, **changes})
+        arguments |= changes
+        arguments.setdefault("work", f"{arguments['kind']}:{arguments['pool'] or 'any'}")
+        return self.part("enqueue", **arguments)
 
     def enqueue(self, sid: int, **changes: Any) -> int:
         """Accept a task; its tid."""
@@ -162,7 +164,7 @@ class Store:
         """Claim from goclaw's own pool."""
         arguments = {
             "pool": "", "owner": "lane", "token": token, "lease_until_mono": 30_000,
-            "policy_version": "p1", "aging_factor": 16,
+            "now_mono": 0, "policy_version": "p1", "aging_factor": 16,
         }  # fmt: skip
         return self.must("claim", **{**arguments, **changes})
 
@@ -287,47 +289,63 @@ def _sessions(connection: apsw.Connection) -> None:
     """Counts are counts; a serial turn is held by the one serial task that is under way (Q-9)."""
     open_tasks: Counter[int] = Counter()
     serial: dict[int, list[int]] = {}
-    for sid, tid, state, parallel, attempt in connection.execute(
-        "SELECT sid, tid, state, parallel, attempt FROM tasks ORDER BY seq"
+    for sid, tid, state, line, attempt, redriven in connection.execute(
+        "SELECT sid, tid, state, line, attempt, state = 'QUEUED' AND reason = 'redrive' FROM tasks "
+        "ORDER BY seq"
     ):
         if state in TERMINAL:
             continue
         open_tasks[sid] += 1
-        if not parallel and attempt:
+        if not line and attempt and not redriven:
             serial.setdefault(sid, []).append(tid)
     for sid, turn, count in connection.execute("SELECT sid, turn, open FROM sessions"):
         assert count == open_tasks[sid], sid
         assert serial.get(sid, []) == ([] if turn is None else [turn]), sid
 
 
-def claimable(connection: apsw.Connection) -> dict[int, set[int]]:
-    """By brute force: which tasks of which session may be claimed now (Q-9, Q-17)."""
-    found: dict[int, set[int]] = {}
-    for sid, turn in connection.execute("SELECT sid, turn FROM sessions").fetchall():
-        lines: dict[int, list[int]] = {0: [], 1: []}
-        for tid, parallel in connection.execute(
-            "SELECT tid, parallel FROM tasks WHERE sid = ? AND state = 'QUEUED' ORDER BY seq",
-            (sid,),
-        ):
-            lines[parallel].append(tid)
-        serial = [tid for tid in lines[0] if tid == turn] if turn is not None else lines[0][:1]
-        ready = {*serial, *lines[1]}
-        if ready:
-            found[sid] = ready
+def claimable(connection: apsw.Connection) -> dict[tuple[int, int], set[int]]:
+    """By brute force: which tasks of which line may be claimed now, gates aside (Q-9, Q-17)."""
+    found: dict[tuple[int, int], set[int]] = {}
+    turns = dict(connection.execute("SELECT sid, turn FROM sessions").fetchall())
+    for sid, line, tid in connection.execute(
+        "SELECT sid, line, tid FROM tasks WHERE state = 'QUEUED' AND held = 0 ORDER BY seq, tid"
+    ):
+        turn = turns[sid]
+        if line == 0 and turn is not None:
+            if tid == turn:
+                found[sid, 0] = {tid}
+        elif line == 0:
+            found.setdefault((sid, 0), {tid})
+        else:
+            found.setdefault((sid, line), set()).add(tid)
     return found
 
 
 def _ready(connection: apsw.Connection) -> None:
-    """The ready index holds one claimable head of each session that has one, and nothing else."""
+    """The ready index holds the claimable head of each line that has one, and nothing else; behind
+    a gate it stands outside."""
     ready = claimable(connection)
     heads = connection.execute(
-        "SELECT h.sid, h.tid, h.pool = t.pool, h.rank = t.rank FROM heads AS h "
+        "SELECT h.sid, h.line, h.tid, h.pool = t.pool, h.rank = t.rank, h.interactive = "
+        "(t.kind = 'prompt'), h.gate IS NULL OR h.gate = t.wid FROM heads AS h "
         "JOIN tasks AS t ON t.tid = h.tid"
     ).fetchall()
-    assert {sid for sid, *_ in heads} == set(ready)
-    for sid, tid, pool, rank in heads:
-        assert tid in ready[sid], (sid, tid, ready[sid])
-        assert (pool, rank) == (1, 1)
+    stalled = connection.execute(
+        "SELECT g.sid, g.line, g.tid, g.wid = t.wid, w.gated = 1, 1, 1 FROM stalled AS g "
+        "JOIN tasks AS t ON t.tid = g.tid JOIN works AS w ON w.wid = g.wid"
+    ).fetchall()
+    outside = {(sid, line) for sid, line, *_ in stalled}
+    assert not outside & {(sid, line) for sid, line, *_ in heads}
+    assert {(sid, line) for sid, line, *_ in heads} | outside == set(ready)
+    for sid, line, tid, *fits in (*heads, *stalled):
+        assert tid in ready[sid, line], (sid, line, tid, ready[sid, line])
+        assert fits == [1, 1, 1, 1]
+    for most, let_in, running in connection.execute(
+        "SELECT most, (SELECT count(*) FROM heads AS h JOIN tasks AS t ON t.tid = h.tid "
+        "WHERE t.wid = w.wid), (SELECT count(*) FROM tasks AS t WHERE t.wid = w.wid AND "
+        "t.state = 'RUNNING') FROM works AS w WHERE most IS NOT NULL"
+    ):
+        assert not let_in or let_in + running <= most
     for pool, claims in connection.execute("SELECT pool, claims FROM pools").fetchall():
         ((made,),) = connection.execute(
             "SELECT ifnull(sum(attempt), 0) FROM tasks WHERE pool = ?", (pool,)

@@ -155,6 +155,7 @@ cdef struct Step:
     sqlite3_stmt *statement
     int mode
     int code                   # index into Writer.codes
+    int skip                   # the step to go on with where a need found nothing
     int binds
     int *bind_slots
     int columns
@@ -618,8 +619,10 @@ cdef int run_parts(Core *core, Operation *op) noexcept nogil:
         part = &op.parts[p]
         program = &core.programs[part.program]
         before = op.last_event
-        for k in range(program.steps_count):
+        k = 0
+        while k < program.steps_count:
             step = &program.steps[k]
+            k += 1
             if run_step(core, op, program, step, part.registers, &rows):
                 return 1
             if step.mode == RUN or step.mode == EMIT:
@@ -631,7 +634,7 @@ cdef int run_parts(Core *core, Operation *op) noexcept nogil:
                 ended = 1
                 break
             if step.mode == NEED and rows == 0:
-                break
+                k = step.skip
         if op.last_event != before and move_head(core, op, program, part.registers):
             return 1
         if ended:
@@ -977,8 +980,9 @@ cdef class Writer:
             program.late = late
             program.steps = <Step *>zeroed(len(steps), sizeof(Step))
             program.steps_count = <int>len(steps)
-            for k, (mode, code, sql) in enumerate(steps):
+            for k, (mode, code, sql, skip) in enumerate(steps):
                 program.steps[k].mode = mode
+                program.steps[k].skip = skip
                 program.steps[k].sql = keep(sql)
                 if code is not None:
                     if code not in self.codes:

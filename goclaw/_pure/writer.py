@@ -64,7 +64,9 @@ class _Compiled(NamedTuple):
 
     registers: dict[str, Any]
     parameters: tuple[str, ...]
-    steps: list[tuple[int, str | None, str, Callable[[dict[str, Any]], tuple[Any, ...]], list[str]]]
+    steps: list[
+        tuple[int, str | None, str, Callable[[dict[str, Any]], tuple[Any, ...]], list[str], int]
+    ]
     returns: Callable[[dict[str, Any]], tuple[Any, ...]]
     late: bool
 
@@ -161,7 +163,7 @@ class Writer:
         self, name: str, parameters: Any, steps: Any, returns: Any, late: bool
     ) -> _Compiled:
         known, compiled = dict.fromkeys(parameters), []
-        for number, (mode, code, sql) in enumerate(steps, 1):
+        for number, (mode, code, sql, skip) in enumerate(steps, 1):
             needed, columns = self._describe(sql)
             for register in needed:
                 if register not in known:
@@ -172,7 +174,7 @@ class Writer:
                 raise ValueError(f"{name}, step {number}: an event is kind, type and payload")
             elif missing := [mark for mark in _MARKS if mark not in known]:
                 raise ValueError(f"{name}, step {number}: an event needs :{missing[0]}")
-            compiled.append((mode, code, sql, _taking(needed), columns))
+            compiled.append((mode, code, sql, _taking(needed), columns, skip))
         for register in returns:
             if register not in known:
                 raise ValueError(f"{name}: nothing sets the returned {register}")
@@ -413,26 +415,32 @@ class Writer:
         for program, registers in frames:
             first = len(events)
             ended = False
-            for mode, code, sql, bindings, columns in program.steps:
-                found = execute(sql, bindings(registers))
-                if not columns and mode == _RUN:
-                    continue  # done by the first step: nothing to read
-                rows = 0
-                for row in found:
-                    rows += 1
-                    if mode == _EMIT:
-                        events.append(self._emit(registers, *row))
-                    else:
-                        registers.update(zip(columns, row, strict=True))
-                if mode == _RUN or mode == _EMIT:  # noqa: SIM109 - on every task's way
-                    continue
-                if (mode == _EXPECT and not rows) or (mode == _REFUSE and rows):
-                    raise _Failed(code)
-                if mode == _STOP and rows:
-                    ended = True
-                    break
-                if mode == _NEED and not rows:
-                    break
+            steps = program.steps
+            while steps:
+                for mode, code, sql, bindings, columns, skip in steps:
+                    found = execute(sql, bindings(registers))
+                    if not columns and mode == _RUN:
+                        continue  # done by the first step: nothing to read
+                    rows = 0
+                    for row in found:
+                        rows += 1
+                        if mode == _EMIT:
+                            events.append(self._emit(registers, *row))
+                        else:
+                            registers.update(zip(columns, row, strict=True))
+                    if mode == _RUN or mode == _EMIT:  # noqa: SIM109 - on every task's way
+                        continue
+                    if (mode == _EXPECT and not rows) or (mode == _REFUSE and rows):
+                        raise _Failed(code)
+                    if mode == _STOP and rows:
+                        ended = True
+                        steps = ()
+                        break
+                    if mode == _NEED and not rows:
+                        steps = program.steps[skip:]
+                        break
+                else:
+                    steps = ()
             if len(events) > first:
                 r = registers
                 execute(self._head_move, (r["event_id"], r["link"], r["now"], r["sid"]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import ipaddress
+import re
 import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,7 +19,7 @@ from goclaw.core.errors import ConfigRefused, GoclawError, UsageError
 from goclaw.core.files import read_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 __all__ = [
@@ -31,12 +32,14 @@ __all__ = [
     "Config",
     "DaemonConfig",
     "EventsConfig",
+    "Gate",
     "ListenConfig",
     "QueueConfig",
     "Setting",
     "StoreConfig",
     "load",
     "parse_address",
+    "parse_bounds",
     "settings",
 ]
 
@@ -156,12 +159,24 @@ class QueueConfig:
         limits.AGING_FACTOR_MAX,
         "Claims, for each level of priority, that may pass a waiting task before it is due.",
     )
+    reserved_lanes: int = _number(
+        0, 0, limits.LANES_MAX, "Lanes that take prompts only; fewer than there are lanes."
+    )
+    interactive_weight: int = _number(
+        1, 1, limits.WEIGHT_MAX, "Share of a session somebody sits at, to 1 of any other."
+    )
+    bounds: str = _text("none", "How many at once and how often, by tool, brain or pool.")
     idempotency_window_s: int = _number(
         limits.IDEMPOTENCY_WINDOW_MS // 1000,
         1,
         limits.RETENTION_S_MAX,
         "How long after its end a submission is known by its key.",
     )
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """``bounds``, parsed: the gate of each kind of work that has one."""
+        return parse_bounds(self.bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +281,10 @@ class Config:
 
 _TEXTS: Final = {
     "listen.address": '"HOST:PORT" with a loopback host, or "none"',
+    "queue.bounds": (
+        '"none", or WORK RULES; WORK RULES; ... with WORK as tool:NAME, brain:NAME or pool:NAME '
+        "and RULES as in tool:fetch 2 at once, 30/min"
+    ),
     "brain.default": "the name of a brain, of 1 to 4096 characters",
 }
 
@@ -301,6 +320,7 @@ def load(
     for name, text in (options or {}).items():
         values[name] = _from_text(_SETTINGS[name], text, f"{OPTIONS[name]} {text}", UsageError)
     _settle_pairs(values)
+    _check_lanes(values)
     sections: dict[str, Any] = {}
     for section in dataclasses.fields(Config):
         chosen = {
@@ -336,6 +356,55 @@ def parse_address(text: str) -> Address | None:
         if not loopback:
             raise ValueError("listening beyond this machine needs TLS, which is not there yet")
     return Address(host, int(digits))
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The bounds of one kind of work; None = unbounded."""
+
+    most: int | None
+    """Attempts (of a tool also calls) at once."""
+    count: int | None
+    """As many may begin in a row, one more each ``refill_ms``."""
+    refill_ms: int | None
+
+
+_UNITS: Final = {"s": 1_000, "min": 60_000, "h": 3_600_000, "d": limits.DAY_MS}
+_WORK: Final = re.compile(r"(?:tool|brain|pool):\S+")
+_AT_ONCE: Final = re.compile(r"(\d{1,6}) at once")
+_RATE: Final = re.compile(r"(\d{1,6})/(s|min|h|d)")
+
+
+def parse_bounds(text: str) -> dict[str, Gate]:
+    """``tool:fetch 2 at once, 30/min; pool:mail 100/h`` as a gate for each kind of work.
+
+    Raises ValueError that names what does not fit; "" and "none" mean no gate.
+    """
+    found: dict[str, Gate] = {}
+    for entry in text.split(";") if text.strip() not in ("", "none") else []:
+        work, _, rules = entry.strip().partition(" ")
+        if not _WORK.fullmatch(work) or work in found:
+            raise ValueError(f"{work or 'an empty entry'} is no kind of work, or is named twice")
+        most = count = refill_ms = None
+        for rule in rules.split(","):
+            at_once, rate = _AT_ONCE.fullmatch(rule.strip()), _RATE.fullmatch(rule.strip())
+            if at_once and most is None and int(at_once[1]) > 0:
+                most = int(at_once[1])
+            elif rate and count is None and int(rate[1]) > 0:
+                count = int(rate[1])
+                refill_ms = max(1, _UNITS[rate[2]] // count)
+            else:
+                raise ValueError(f"{rule.strip() or 'nothing'} is no rule for {work}")
+        found[work] = Gate(most, count, refill_ms)
+    if len(found) > limits.GATES_MAX:
+        raise ValueError(f"there are more than {limits.GATES_MAX}")
+    return found
+
+
+_PARSERS: Final[dict[str, Callable[[str], object]]] = {
+    "listen.address": parse_address,
+    "queue.bounds": parse_bounds,
+}
 
 
 def _take_file(path: Path, values: dict[str, int | str]) -> None:
@@ -416,9 +485,9 @@ def _checked(row: Setting, value: object, where: str, refusal: type[GoclawError]
         if row.rule.choices:
             if value in row.rule.choices:
                 return value
-        elif row.name == "listen.address":
+        elif row.name in _PARSERS:
             try:
-                parse_address(value)
+                _PARSERS[row.name](value)
             except ValueError as error:
                 why = f" ({error})"
             else:
@@ -451,6 +520,20 @@ def _settle_pairs(values: dict[str, int | str]) -> None:
             values[high] = bottom
         else:
             values[low] = top
+
+
+def _check_lanes(values: dict[str, int | str]) -> None:
+    """One lane at least is for every task (Q-16)."""
+    lanes = values.get("queue.lanes", limits.LANES)
+    reserved = values.get("queue.reserved_lanes", 0)
+    assert isinstance(lanes, int)
+    assert isinstance(reserved, int)
+    if reserved >= lanes:
+        raise ConfigRefused(
+            f"queue.reserved_lanes = {reserved} leaves none of {lanes} lanes for other tasks.",
+            hint="Lower it, or raise queue.lanes.",
+            key="queue.reserved_lanes",
+        )
 
 
 def _shown(value: object) -> str:

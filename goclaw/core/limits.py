@@ -26,6 +26,17 @@ CRASH_BUDGET: Final = 3  # claims that never ended
 POISON: Final = 3  # equal fingerprints in a row
 BACKOFF_MS_MIN: Final = 1_000  # base of the exponential backoff
 BACKOFF_MS_MAX: Final = 300_000  # its cap
+RETRY_AFTER_MS_MAX: Final = DAY_MS  # the far side's own word; beyond it a person should look
+BREAKER_TASKS: Final = 3  # tasks with one fingerprint that open a breaker
+BREAKER_WINDOW_MS: Final = 600_000  # within this time
+BREAKER_PROBE_MS: Final = 10_000  # until the first probe; doubled after each that failed
+BREAKER_PROBE_MS_MAX: Final = 600_000  # a far side that is back is noticed within ten minutes
+GATE_WAIT_MS: Final = 1_000  # a call inside a run that found its tool's bound used up looks again
+GATES_MAX: Final = 1_000  # kinds of work with a bound in config.toml
+GATE_LINES_MAX: Final = 256  # lines let in at one look, so that a wide gate blocks nobody
+MISFIRE_GRACE_MS: Final = 60_000  # an occurrence this late was missed
+TIMEOUT_MS_MAX: Final = 30 * DAY_MS  # of an attempt, within event retention
+CALENDAR_MS_MAX: Final = 100 * 366 * DAY_MS  # how far ahead a task may be put off
 PROMPT_PARTS_MAX: Final = 1_000  # events of a user's words: they commit in one transaction
 SESSION_TASKS_MAX: Final = 1_000  # non-terminal tasks of one session
 TOTAL_TASKS_MAX: Final = 1_000_000  # non-terminal tasks in all
@@ -186,6 +197,9 @@ ROOTS_MAX: Final = 64  # of one session: each costs a comparison in every decisi
 FIGURE_MAX: Final = 2**53 - 1  # risk and size: the largest integer every JSON reader keeps
 
 assert 3 * HEARTBEAT_MS <= LEASE_MS
+assert BREAKER_PROBE_MS <= BREAKER_PROBE_MS_MAX
+assert BACKOFF_MS_MAX <= RETRY_AFTER_MS_MAX
+assert TIMEOUT_MS_MAX <= EVENT_RETENTION_MS
 assert WASM_COMPILE_MS_MAX < WASM_COMPILE_WALL_MS_MAX
 assert WASM_MODULE_BYTES_MAX < WASM_ARTEFACT_BYTES_MAX < WASM_CACHE_BYTES_MAX
 assert WASM_TICK_MS < WASM_WALL_MS_MAX

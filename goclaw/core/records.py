@@ -38,6 +38,7 @@ __all__ = [
     "Succeeded",
     "Suspended",
     "Task",
+    "Terms",
     "Tool",
     "ToolSource",
     "Unclear",
@@ -85,6 +86,21 @@ class Task:
     policy_version: str
     failures: int = 0
     """Retryable failures so far (Q-5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """When a task may run and how long (Q-12, Q-13). Times are epoch milliseconds."""
+
+    not_before_ms: int | None = None
+    timeout_ms: int | None = None
+    """Of one attempt."""
+    deadline_ms: int | None = None
+    """For the whole task, whatever it waits for."""
+    unique: str | None = None
+    """At most one unfinished task of its pool (or session) has this key."""
+    recurrence: tuple[str, str, str] | None = None
+    """cron, time zone, misfire: run again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,10 +304,12 @@ class Retryable(Exception):
         *,
         retry_after_ms: int | None = None,
         fingerprint: str | None = None,
+        work: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code, self.message = code, message
         self.retry_after_ms, self.fingerprint = retry_after_ms, fingerprint
+        self.work = work
 
 
 class Unclear(Exception):
@@ -315,6 +333,8 @@ class Failed:
     retryable: bool = False
     retry_after_ms: int | None = None
     fingerprint: str | None = None
+    work: str | None = None
+    """Whose failure it was, as tool:NAME; None: the task's own kind of work."""
 
 
 @dataclass(frozen=True, slots=True)

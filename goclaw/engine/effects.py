@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.decisions import Decision
     from goclaw.core.records import Stream, Task
+    from goclaw.engine.gates import Gates
     from goclaw.store import Committed, Database
 
     _Row = dict[str, Any]
@@ -137,11 +138,13 @@ class Journal:
         token: bytes,
         cancelled: asyncio.Event,
         *,
+        gates: Gates,
         effects: list[_Row],
         approvals: list[_Row],
         signals: dict[str, bytes],
     ) -> None:
         self.task = task
+        self.gates = gates
         self.cancelled = cancelled
         self._database, self._clock, self._token = database, clock, token
         self._rows = {row["ordinal"]: row for row in effects}
@@ -308,6 +311,7 @@ class Journal:
         unsettled = [entry for entry in entries if not entry.call.wait_ms]
         if not unsettled:
             return
+        await self._pass_gates(unsettled)
         faultpoint("before_intent")
         waiting = self.apply(*(part for entry in unsettled for part in entry.intent()))
         if all(entry.is_harmless for entry in unsettled):
@@ -325,6 +329,16 @@ class Journal:
                 for entry in unsettled:
                     index = entry.intended(committed.parts, index)
         faultpoint("after_intent")
+
+    async def _pass_gates(self, entries: list[_Entry]) -> None:
+        """Bounds, rates and breakers of tools: a wait parks the attempt, so its lane is free."""
+        if self.gates.open_for_all or self.task.kind == "tool":
+            return  # a task that is one call came through its gate when it was let in
+        waits = [await entry.pass_gate() for entry in entries]
+        if any(waits):
+            for entry in entries:
+                await entry.leave_gate(well=False)
+            raise Park("rate_limited", due_ms=max(wait or 0 for wait in waits))
 
     async def _intend_each(self, entries: list[_Entry]) -> None:
         """One of the intents has the key of another call: it is refused, the others are made."""
@@ -410,6 +424,7 @@ class _Entry:
         self.result: CallResult | None = None
         self.intending: asyncio.Future[Committed] | None = None
         """The commit of an intent that nobody waited for."""
+        self._at_gate = False
         self._intent_at = self._parts_count = 0
 
     def answer(self) -> CallResult:
@@ -544,16 +559,43 @@ class _Entry:
         self._journal.told.add(self.digest)
         await self._commit_result(output, _UNKNOWN, *before)
 
+    async def pass_gate(self) -> int | None:
+        """Milliseconds to wait at the tool's gate, None when the call may begin."""
+        if self.call.kind != "tool":
+            return None
+        wait_ms = await self._journal.gates.pass_call(self._work)
+        self._at_gate = wait_ms is None
+        return wait_ms
+
+    async def leave_gate(self, *, well: bool) -> None:
+        """The call has ended, or will not begin; idempotent."""
+        if self._at_gate:
+            self._at_gate = False
+            await self._journal.gates.left(self._work, well=well)
+
+    @property
+    def _work(self) -> str:
+        return f"tool:{self.call.name}"
+
     # -- dispatch and result -------------------------------------------------------------------
 
     async def carry_out(self) -> None:
         """Dispatch and record; nothing but a definite answer is recorded as a result."""
+        try:
+            await self._carry_out()
+        except BaseException:
+            await self.leave_gate(well=False)
+            raise
+        await self.leave_gate(well=True)
+
+    async def _carry_out(self) -> None:
         call = self.call
         if call.wait_ms and not self._waited:
             raise Park("sleep", self.intent(), due_ms=call.wait_ms)
         try:
             done = await call.dispatch(self.key, self._journal.cancelled)
-        except Retryable:
+        except Retryable as error:
+            error.work = error.work or self._work
             await self._journal.apply(self._closed(EffectState.RETRYABLE))
             raise
         except asyncio.CancelledError as error:
@@ -610,16 +652,20 @@ class _Entry:
     async def _unclear(self, error: BaseException) -> None:
         """Dispatch ended without a definite answer (E-3)."""
         journal, call = self._journal, self.call
-        code = f"no_answer:{call.name}"
         match call.effect_class:
             case EffectClass.PURE | EffectClass.KEYED:
                 await journal.apply(self._closed(EffectState.RETRYABLE))
-                raise Retryable("no_answer", f"{call.name}: {error}", fingerprint=code) from error
+                raise self._no_answer(error) from error
             case EffectClass.PROBEABLE:
                 await journal.apply(self._closed(EffectState.UNKNOWN))
-                raise Retryable("no_answer", f"{call.name}: {error}", fingerprint=code) from error
+                raise self._no_answer(error) from error
             case _ if journal.task.on_unknown == "suspend":
                 raise Park("effect_unknown", [self._closed(EffectState.UNKNOWN)]) from error
             case _:
                 await journal.apply(self._closed(EffectState.UNKNOWN))
                 await self._tell()
+
+    def _no_answer(self, error: BaseException) -> Retryable:
+        name = self.call.name
+        text = f"{name}: {error}"
+        return Retryable("no_answer", text, fingerprint=f"no_answer:{name}", work=self._work)

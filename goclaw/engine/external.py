@@ -31,10 +31,11 @@ from goclaw.core.errors import (
     UnknownId,
 )
 from goclaw.core.faults import faultpoint
+from goclaw.core.records import Failed
 from goclaw.core.states import EffectClass, EffectState, State
+from goclaw.engine.budgets import failed
 from goclaw.engine.effects import effect_key
 from goclaw.engine.intake import effect_class_of
-from goclaw.engine.worker import backoff_ms
 from goclaw.protocol.jsonrpc import canonical, encode
 from goclaw.store import rows
 
@@ -405,23 +406,23 @@ class External:
             )
             state, event_id = committed.parts[0]
             return state, event_id, None
-        now, task = self._clock.wall_ms(), await self._task(held)
-        wait_ms = backoff_ms(self._queue, self._clock, task["failures"], retry_after_ms)
-        failing = self._database.write(
-            "fail", live=True, tid=held.tid, token=held.token, now=now, retryable=int(retryable),
-            fingerprint=fingerprint or arguments["code"], poison=self._queue.poison,
-            due_mono=self._clock.mono_ms() + wait_ms, due_at=now + wait_ms, hash=digest,
-            **arguments,
+        task = await self._task(held)
+        outcome = Failed(
+            **arguments, retryable=retryable, retry_after_ms=retry_after_ms,
+            fingerprint=fingerprint or arguments["code"],
         )  # fmt: skip
+        part = failed(
+            self._database, self._clock, self._queue, outcome, tid=held.tid, token=held.token,
+            failures=task["failures"], digest=digest,
+        )  # fmt: skip
+        failing = self._database.apply(part, live=True)
         committed = await self._spoken(held, failing)
         faultpoint("after_complete")
         state, event_id, _ = committed.parts[0]
         if state != State.RETRY_WAIT:
             return state, event_id, None
-        if not committed.events:  # said before: what is left of the wait
-            due_mono = (await self._task(held))["due_mono"]
-            wait_ms = max(0, (due_mono or 0) - self._clock.mono_ms())
-        return state, event_id, wait_ms
+        due_mono = (await self._task(held))["due_mono"] or 0
+        return state, event_id, max(0, due_mono - self._clock.mono_ms())
 
     async def _task(self, held: Held) -> _Row:
         return rows("task_by_tid", await self._database.read("task_by_tid", tid=held.tid))[0]

@@ -6,6 +6,7 @@ Owns what a valid submission is and its idempotency. Not in here: running it (sc
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,8 +23,9 @@ from goclaw.core.errors import (
     TooLarge,
 )
 from goclaw.core.faults import faultpoint
-from goclaw.core.records import Accepted, Session
+from goclaw.core.records import Accepted, Session, Terms
 from goclaw.core.states import EffectClass
+from goclaw.engine.recurrence import Recurrence
 from goclaw.protocol.jsonrpc import canonical, encode
 from goclaw.store import rows
 
@@ -46,6 +48,7 @@ __all__ = [
 
 SYSTEM_SESSION = "_system"
 _USER_KIND = 2
+_ANY_TIME = Terms()
 
 
 class Intake:
@@ -88,6 +91,7 @@ class Intake:
             "session_new", sid_key=key, hash=_hash(key, [cwd, list(roots), brain]),
             session_id=session_id, stream_id=self._clock.new_id("stream"),
             salt=self._clock.random_bytes(16), cwd=cwd,
+            weight=self._queue.interactive_weight if interactive else 1,
             roots=orjson.dumps(list(roots)).decode(), brain=brain, interactive=int(interactive),
             now=self._clock.wall_ms(),
         )  # fmt: skip
@@ -182,9 +186,11 @@ class Intake:
         if max(map(len, words), default=0) > limits.EVENT_BYTES_MAX:
             raise _too_large("part of a prompt", limits.EVENT_BYTES_MAX)
         return await self._enqueue(
-            session, "prompt", payload, hash=_hash(key, body), key=key, client=client,
+            session, "prompt", f"brain:{session.brain}", payload, hash=_hash(key, body), key=key,
+            client=client,
             origin=origin, trace=trace, decision=decision, words=words, on_unknown="tell_brain",
             parallel=False, priority=limits.PRIORITY, max_attempts=self._queue.max_attempts,
+            terms=_ANY_TIME,
         )  # fmt: skip
 
     async def submit_tool(
@@ -199,20 +205,24 @@ class Intake:
         priority: int = limits.PRIORITY,
         parallel: bool = False,
         max_attempts: int | None = None,
+        terms: Terms = _ANY_TIME,
         trace: str | None = None,
         decision: Decision | None = None,
     ) -> Accepted:
         """A task that is one call of one tool."""
-        body = {"tool": tool, "arguments": arguments}
+        body: dict[str, Any] = {"tool": tool, "arguments": arguments}
         payload = orjson.dumps(body)
+        if terms != _ANY_TIME:
+            body["terms"] = dataclasses.asdict(terms)
         if len(payload) > limits.PAYLOAD_BYTES_MAX:
             raise _too_large("task payload", limits.PAYLOAD_BYTES_MAX)
         if not 0 <= priority <= limits.PRIORITY_MAX:
             raise InvalidParams(f"priority is 0 to {limits.PRIORITY_MAX}, not {priority}.")
         return await self._enqueue(
-            session, "tool", payload, hash=_hash(key, body), key=key, client=client, origin=origin,
-            trace=trace, decision=decision, words=[], on_unknown="suspend", parallel=parallel,
-            priority=priority, max_attempts=max_attempts or self._queue.max_attempts,
+            session, "tool", f"tool:{tool}", payload, hash=_hash(key, body), key=key, client=client,
+            origin=origin, trace=trace, decision=decision, words=[], on_unknown="suspend",
+            parallel=parallel, priority=priority, terms=terms,
+            max_attempts=max_attempts or self._queue.max_attempts,
         )  # fmt: skip
 
     async def submit_work(
@@ -228,6 +238,7 @@ class Intake:
         priority: int = limits.PRIORITY,
         parallel: bool = False,
         max_attempts: int | None = None,
+        terms: Terms = _ANY_TIME,
         trace: str | None = None,
         decision: Decision | None = None,
     ) -> Accepted:
@@ -238,10 +249,13 @@ class Intake:
         body = encode(payload)
         if len(body) > limits.PAYLOAD_BYTES_MAX:
             raise _too_large("task payload", limits.PAYLOAD_BYTES_MAX)
+        asked = {"pool": pool, "payload": payload, "effectClass": str(effect_class)}
+        if terms != _ANY_TIME:
+            asked["terms"] = dataclasses.asdict(terms)
         return await self._enqueue(
-            session, "pool", packed_work(effect_class, body), pool=pool,
-            hash=_hash(key, {"pool": pool, "payload": payload, "effectClass": str(effect_class)}),
-            key=key, client=client, origin=origin, trace=trace, decision=decision, words=[],
+            session, "pool", f"pool:{pool}", packed_work(effect_class, body), pool=pool,
+            hash=_hash(key, asked), terms=terms, key=key, client=client, origin=origin,
+            trace=trace, decision=decision, words=[],
             on_unknown="suspend", parallel=parallel, priority=priority,
             max_attempts=max_attempts or self._queue.max_attempts,
         )  # fmt: skip
@@ -250,6 +264,7 @@ class Intake:
         self,
         session: Session,
         kind: str,
+        work: str,
         payload: bytes,
         *,
         pool: str = "",
@@ -264,9 +279,11 @@ class Intake:
         parallel: bool,
         priority: int,
         max_attempts: int,
+        terms: Terms,
     ) -> Accepted:
         self._check_open()
         check_key(key)
+        not_before, recurrence = self._begin(terms)
         await self._check_room(session, key)
         suffix = self._clock.new_id("task").removeprefix("task_")
         task_id, run_id, now = f"task_{suffix}", f"run_{suffix}", self._clock.wall_ms()
@@ -274,11 +291,14 @@ class Intake:
         parts = [
             bind(
                 "enqueue", sid=session.sid, key=key, hash=hash,
-                task_id=task_id, run_id=run_id, pool=pool, kind=kind, parallel=int(parallel),
+                task_id=task_id, run_id=run_id, pool=pool, work=work, kind=kind,
+                parallel=int(parallel),
                 rank=limits.PRIORITY_MAX - priority, max_attempts=max_attempts,
                 on_unknown=on_unknown, policy_version=self._policy_version(),
                 trace=trace or traceparent(self._clock), payload=payload, client=client,
-                origin=origin, session_limit=self._queue.session_limit, now=now,
+                origin=origin, not_before=not_before, timeout_ms=terms.timeout_ms,
+                deadline_at=terms.deadline_ms, unique_key=terms.unique,
+                session_limit=self._queue.session_limit, now=now,
             ),
             *(
                 bind(
@@ -290,6 +310,13 @@ class Intake:
         ]  # fmt: skip
         if decision is not None:
             parts.append(bind("audit", record=orjson.dumps(decision.to_json()), now=now))
+        if recurrence is not None:
+            parts.append(
+                bind(
+                    "schedule", task_id=task_id, cron=recurrence.cron, zone=recurrence.zone,
+                    misfire=recurrence.misfire,
+                )
+            )  # fmt: skip
         faultpoint("before_submit")
         self._arriving += 1
         try:
@@ -311,6 +338,26 @@ class Intake:
         if committed.events:
             event_id = committed.events[-1][1]
         return Accepted(tid, task_id, run_id, session.session_id, event_id, state, bool(duplicate))
+
+    def _begin(self, terms: Terms) -> tuple[int | None, Recurrence | None]:
+        """When the task may first run, and how it recurs; InvalidParams for what cannot be."""
+        now, not_before = self._clock.wall_ms(), terms.not_before_ms
+        if terms.deadline_ms is not None and terms.deadline_ms <= max(now, not_before or 0):
+            raise InvalidParams(
+                "The deadline passes before the task may begin; nothing was accepted.",
+                hint="deadlineMs is a moment, in milliseconds since the epoch.",
+                param="deadlineMs",
+            )
+        if terms.recurrence is None:
+            return (not_before if not_before is not None and not_before > now else None), None
+        if terms.deadline_ms is not None or terms.unique is not None:
+            raise InvalidParams(
+                "A recurring task has neither a deadline nor a unique key; nothing was accepted.",
+                hint="timeoutMs bounds each of its attempts.",
+                param="schedule",
+            )
+        recurrence = Recurrence.checked(*terms.recurrence)
+        return recurrence.after(max(now, (not_before or 0) - 1)), recurrence
 
     async def _check_room(self, session: Session, key: str | None) -> None:
         """QueueFull at the bound of all tasks, unless the submission is one that is known."""

@@ -22,7 +22,7 @@ _log = log.logger("engine.recovery")
 
 
 async def recover(
-    database: Database, clock: Clock, queue: QueueConfig, *, boot: str
+    database: Database, clock: Clock, queue: QueueConfig, *, boot: str, system_sid: int
 ) -> list[dict[str, Any]]:
     """Reclaim every lease of goclaw's own lanes; answers what became of each task.
 
@@ -48,7 +48,7 @@ async def recover(
             *(
                 database.write(
                     "reclaim", live=True, tid=tid, token=token, spent=1,
-                    crash_budget=queue.crash_budget, reason="daemon_restarted", now=now,
+                    crash_budget=queue.crash_budget, reason="daemon_restarted", report=1, now=now,
                 )
                 for tid, token, _ in page
             )
@@ -56,6 +56,10 @@ async def recover(
         for (_, _, owner), committed in zip(page, answers, strict=True):
             touched.append(_entry(owner, committed))
             _log.info("reclaimed", extra={"data": touched[-1]})
+    # Also what an earlier start reclaimed and did not live to report.
+    await database.write(
+        "recovery_report", sid=system_sid, most=limits.EVENTS_PAGE_MAX, now=clock.wall_ms()
+    )
     return touched
 
 

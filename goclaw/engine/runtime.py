@@ -19,6 +19,7 @@ from goclaw.core.records import Receipt, RunEnd
 from goclaw.core.states import TERMINAL, State
 from goclaw.engine.approvals import Approvals
 from goclaw.engine.external import External
+from goclaw.engine.gates import Gates
 from goclaw.engine.hub import Hub
 from goclaw.engine.intake import Intake
 from goclaw.engine.pools import Pools
@@ -74,8 +75,9 @@ class Engine:
             database, clock, config.queue, open_tasks=self.open_tasks,
             policy_version=policy_version,
         )  # fmt: skip
+        self.gates = Gates(database, clock, config.queue.gates)
         self.scheduler = Scheduler(
-            database, clock, config.queue, runner, f"lane:{daemon_boot}",
+            database, clock, config.queue, runner, f"lane:{daemon_boot}", self.gates,
             load_session=self._session_of, policy_version=policy_version, only_sids=only_sids,
         )  # fmt: skip
         self.settlement = Settlement(
@@ -86,7 +88,9 @@ class Engine:
             database, clock, config.queue, policy_version=policy_version,
             remember=self.external.remember,
         )  # fmt: skip
-        self._schedules = Schedules(database, clock, self.approvals.expire)
+        self._schedules = Schedules(
+            database, clock, config.queue, self.gates, self.approvals.expire
+        )
         self._sessions: dict[int, Session] = {}
         self._counts: Counter[str] = Counter()
         self._waiting: dict[str, list[asyncio.Future[RunEnd]]] = {}
@@ -99,18 +103,16 @@ class Engine:
         self.hub.observe(self._observe)
         self.hub.observe(self.scheduler.observe)
         self.hub.observe(self.pools.observe)
+        self.hub.observe(self.gates.observe)
         self.hub.observe(self._schedules.observe)
         self.database.start(self.hub.publish)
         for state, count in await self.database.read("task_counts"):
             self._counts[state] = count
         system = await self.intake.system_session()
-        self.recovered = await recover(self.database, self.clock, self.config.queue, boot=boot_id())
-        if self.recovered:
-            report = {
-                "count": len(self.recovered),
-                "tasks": self.recovered[: limits.EVENTS_PAGE_MAX],
-            }
-            await self.intake.session_event(system, 1, "recovery.report", report)
+        self.recovered = await recover(
+            self.database, self.clock, self.config.queue, boot=boot_id(), system_sid=system.sid
+        )
+        await self.gates.start()
 
     def open_lanes(self) -> None:
         """Let timers and lanes go; the last step before the daemon is ready."""

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
     from goclaw.core.records import Runner, Session
+    from goclaw.engine.gates import Gates
     from goclaw.store import Database, Event
 
 __all__ = ["Scheduler"]
 
 _log = log.logger("engine.scheduler")
 
+_ARRIVING = frozenset({"task.queued", "schedule.due"})
 # What else may make a task claimable that was not before.
 _FREEING = LEAVING - {"task.suspended", "task.retry_wait"}
 
@@ -41,6 +43,8 @@ class _Claim:
     """One look for work."""
 
     token: bytes
+    reserved: bool
+    """It takes prompts only (Q-16)."""
     seen: int
     """Changes known when it was made: one that finds nothing waits for the next."""
     policy_version: str
@@ -58,6 +62,7 @@ class Scheduler:
         queue: QueueConfig,
         runner: Runner,
         owner: str,
+        gates: Gates,
         *,
         load_session: Callable[[int], Awaitable[Session]],
         policy_version: Callable[[], str],
@@ -65,13 +70,14 @@ class Scheduler:
     ) -> None:
         self._database, self._clock, self._queue, self._runner = database, clock, queue, runner
         self._owner, self._load_session, self._policy_version = owner, load_session, policy_version
-        self._only_sids = only_sids
+        self._only_sids, self._gates = only_sids, gates
         self._changes = 0
         self._idle: deque[asyncio.Future[None]] = deque()
         self._lanes: list[asyncio.Task[None]] = []
         self._chores: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._claiming: set[bytes] = set()  # tokens of claims that no lane has taken up yet
+        # Tokens of claims that no lane has taken up yet; True: of prompts only.
+        self._claiming: dict[bytes, bool] = {}
         self._giving: set[asyncio.Future[Any]] = set()  # leases on their way back
         self._started: set[tuple[str | None, int]] = set()  # on disk RUNNING, not in live yet
         self.live: dict[tuple[str | None, int], LiveAttempt] = {}
@@ -105,7 +111,7 @@ class Scheduler:
         from outside stops it."""
         for event in events:
             kind = event[3]
-            if kind == "task.queued":
+            if kind in _ARRIVING:
                 self._one_more()
             elif kind == "task.running":
                 self._started.add((event[6], event[7]))
@@ -161,28 +167,43 @@ class Scheduler:
 
     def _claim(self) -> _Claim:
         token, version = self._clock.random_bytes(16), self._policy_version()
+        now_mono = self._clock.mono_ms()
         arguments: dict[str, Any] = {
             "pool": "",
             "owner": self._owner,
             "token": token,
-            "lease_until_mono": self._clock.mono_ms() + self._queue.lease_ms,
+            "lease_until_mono": now_mono + self._queue.lease_ms,
+            "now_mono": now_mono,
             "policy_version": version,
             "now": self._clock.wall_ms(),
         }
-        if self._only_sids is None:
+        reserved = self._only_sids is None and not self._has_room()
+        if reserved:
+            part = self._database.bind("claim_interactive", **arguments)
+        elif self._only_sids is None:
             part = self._database.bind("claim", aging_factor=self._queue.aging_factor, **arguments)
         else:
             sids = orjson.dumps(list(self._only_sids)).decode()
             part = self._database.bind("claim_sessions", sids=sids, **arguments)
-        self._claiming.add(token)
-        return _Claim(token, self._changes, version, part)
+        self._claiming[token] = reserved
+        return _Claim(token, reserved, self._changes, version, part)
+
+    def _has_room(self) -> bool:
+        """True while one more task that is no prompt leaves the reserved lanes alone (Q-16)."""
+        if not self._queue.reserved_lanes:
+            return True
+        others = sum(
+            attempt.task.kind != "prompt" and not attempt.ending for attempt in self.live.values()
+        )
+        others += sum(not reserved for reserved in self._claiming.values())
+        return others < self._queue.lanes - self._queue.reserved_lanes
 
     async def _take(self, claim: _Claim) -> LiveAttempt | None:
         """Claim; None when there is nothing to do, or no way to learn it."""
         try:
             committed = await self._database.apply(claim.part, live=True)
         except GoclawError as error:
-            self._claiming.discard(claim.token)
+            self._claiming.pop(claim.token, None)
             claim.failed = True
             _log.error("claim failed", extra={"data": {"error": str(error)}})
             return None
@@ -191,7 +212,7 @@ class Scheduler:
     async def _taken(self, claim: _Claim, found: tuple[Any, ...]) -> LiveAttempt | None:
         """The attempt that a committed claim stands for."""
         if found[0] is None:
-            self._claiming.discard(claim.token)
+            self._claiming.pop(claim.token, None)
             return None
         (
             tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown, trace,
@@ -207,7 +228,7 @@ class Scheduler:
         if self._stopping:
             self._give_back(claim.token)
             return None
-        self._claiming.discard(claim.token)
+        self._claiming.pop(claim.token, None)
         if (task_id, attempt) not in self._started:
             return None  # canceled or reclaimed before it began
         self._started.discard((task_id, attempt))
@@ -216,7 +237,9 @@ class Scheduler:
             tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown,
             trace or "", payload, key, client, origin, claim.policy_version, failures,
         )  # fmt: skip
-        return LiveAttempt(self._database, self._clock, self._queue, task, session, claim.token)
+        return LiveAttempt(
+            self._database, self._clock, self._queue, task, session, claim.token, self._gates
+        )
 
     async def _run(self, attempt: LiveAttempt) -> tuple[_Claim | None, LiveAttempt | None]:
         """Run to the end; the claim that went with its last word, and what that found."""
@@ -225,7 +248,7 @@ class Scheduler:
         def following() -> tuple[int, tuple[Any, ...]] | None:
             nonlocal claim
             if claim is not None:
-                self._claiming.discard(claim.token)
+                self._claiming.pop(claim.token, None)
             claim = None if self._stopping else self._claim()
             return None if claim is None else claim.part
 
@@ -238,13 +261,13 @@ class Scheduler:
         if claim is None:
             return None, None
         if found is None:
-            self._claiming.discard(claim.token)
+            self._claiming.pop(claim.token, None)
             return None, None
         return claim, await self._taken(claim, found)
 
     def _give_back(self, token: bytes) -> None:
         """End a lease that nobody holds. The writer's order puts it behind the claim itself."""
-        self._claiming.discard(token)
+        self._claiming.pop(token, None)
         given = self._database.write(
             "reclaim", live=True, token=token, spent=0, crash_budget=self._queue.crash_budget,
             reason="handed_back", now=self._clock.wall_ms(),
@@ -274,7 +297,7 @@ class Scheduler:
                     "expired_leases", now_mono=now_mono, limit=limits.READ_ROWS_MAX
                 )
                 # A lane whose heartbeats come late (blocked loop, full disk) is alive.
-                own = {attempt.token for attempt in self.live.values()} | self._claiming
+                own = {attempt.token for attempt in self.live.values()} | self._claiming.keys()
                 await asyncio.gather(
                     *(
                         self._reclaim(tid, token, now_mono)

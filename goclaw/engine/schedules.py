@@ -1,36 +1,55 @@
-"""What goes on by itself: backoffs and sleeps that are due, approvals that expire.
+"""What goes on by itself: backoffs, sleeps, delayed and recurring tasks, time-outs, deadlines,
+gates that open, approvals that expire.
 
-Owns the one timer. Not in here: who set the time (worker, approvals).
+Owns the one timer. Not in here: who set the time (worker, intake, approvals), what a gate is
+(gates).
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from goclaw.core import limits, log
-from goclaw.core.errors import AlreadyResolved, GoclawError
+from goclaw.core.clock import traceparent
+from goclaw.core.errors import AlreadyResolved, GoclawError, LeaseLost
+from goclaw.core.records import Failed
+from goclaw.engine.budgets import failed
+from goclaw.engine.recurrence import Recurrence
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from goclaw.core.clock import Clock
+    from goclaw.core.config import QueueConfig
+    from goclaw.engine.gates import Gates
     from goclaw.store import Database, Event
 
 __all__ = ["Schedules"]
 
 _log = log.logger("engine.schedules")
-_SETTING = frozenset({"task.retry_wait", "task.suspended", "approval.opened"})
-_CHECK_MS = 60_000  # wall-clock jumps move approvals: look again at least this often
+_TIMED: Final = frozenset({"task.queued", "task.requeued"})
+_SETTING: Final = frozenset({"task.retry_wait", "task.suspended", "approval.opened"})
+_CHECK_MS: Final = 60_000  # wall-clock jumps move approvals: look again at least this often
+_TIMED_OUT: Final = Failed(
+    "attempt_timeout", "The attempt took longer than its time-out.", retryable=True,
+    fingerprint="attempt_timeout",
+)  # fmt: skip
 
 
 class Schedules:
-    """One timer over the two indexes of due times."""
+    """One timer over the indexes of due times."""
 
     def __init__(
-        self, database: Database, clock: Clock, expire: Callable[[str], Awaitable[object]]
+        self,
+        database: Database,
+        clock: Clock,
+        queue: QueueConfig,
+        gates: Gates,
+        expire: Callable[[str], Awaitable[object]],
     ) -> None:
-        self._database, self._clock, self._expire = database, clock, expire
+        self._database, self._clock, self._queue = database, clock, queue
+        self._gates, self._expire = gates, expire
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -40,8 +59,21 @@ class Schedules:
 
     def observe(self, events: list[Event]) -> None:
         """A commit may have set an earlier time."""
-        if any(event[3] in _SETTING for event in events):
-            self._changed.set()
+        gated = not self._gates.open_for_all
+        for event in events:
+            kind = event[3]
+            if (
+                kind in _SETTING
+                or (kind in _TIMED and (b'"dueAt"' in event[9] or b'"deadlineAt"' in event[9]))
+                or (kind == "task.running" and b'"timeoutMs"' in event[9])
+                or (gated and kind.startswith("task."))
+            ):
+                self._changed.set()
+                return
+
+    def look_again(self) -> None:
+        """Something is due earlier than this timer knows."""
+        self._changed.set()
 
     async def stop(self) -> None:
         """End the timer; idempotent."""
@@ -64,11 +96,15 @@ class Schedules:
                 continue
 
     async def _turn(self) -> int:
-        """Wake all that is due; milliseconds until the next."""
+        """Do all that is due; milliseconds until the next."""
+        read, most = self._database.read, limits.READ_ROWS_MAX
         now_mono, now = self._clock.mono_ms(), self._clock.wall_ms()
-        due = await self._database.read("due_tasks", now_mono=now_mono, limit=limits.READ_ROWS_MAX)
-        expired = await self._database.read("approvals_due", now=now, limit=limits.READ_ROWS_MAX)
-        if due or expired:
+        due = await read("due_tasks", now_mono=now_mono, limit=most)
+        held = await read("held_due", now=now, limit=most)
+        late = await read("timeouts_due", now_mono=now_mono, limit=most)
+        over = await read("deadlines_due", now=now, limit=most)
+        expired = await read("approvals_due", now=now, limit=most)
+        if due or held or late or over or expired:
             await asyncio.gather(
                 *(
                     self._database.write(
@@ -76,17 +112,54 @@ class Schedules:
                     )
                     for (tid,) in due
                 ),
+                *(self._release(row, now) for row in held),
+                *(self._time_out(row) for row in late),
+                *(self._database.write("expire", live=True, tid=tid, now=now) for (tid,) in over),
                 *(self._close(approval_id) for (approval_id,) in expired),
             )
             return 0
-        ((next_due,),) = await self._database.read("next_due")
-        ((next_expiry,),) = await self._database.read("next_expiry")
         waits = [_CHECK_MS]
-        if next_due is not None:
-            waits.append(max(0, next_due - self._clock.mono_ms()))
-        if next_expiry is not None:
-            waits.append(max(0, next_expiry - self._clock.wall_ms()))
-        return min(waits)
+        for query, clock in (
+            ("next_due", self._clock.mono_ms), ("next_timeout", self._clock.mono_ms),
+            ("next_held", self._clock.wall_ms), ("next_deadline", self._clock.wall_ms),
+            ("next_expiry", self._clock.wall_ms),
+        ):  # fmt: skip
+            ((following,),) = await read(query)
+            if following is not None:
+                waits.append(max(0, following - clock()))
+        gate_ms = await self._gates.look()
+        return min(waits) if gate_ms is None else min(gate_ms, *waits)
+
+    async def _release(self, row: tuple[Any, ...], now: int) -> None:
+        """A delayed task takes its place in line; a recurring one leaves its successor behind."""
+        tid, due_at, cron, zone, misfire = row
+        bind = self._database.bind
+        if cron is None:
+            await self._database.write("release", live=True, tid=tid, now=now)
+            return
+        recurrence = Recurrence(cron, zone, misfire)
+        missed = now - due_at > limits.MISFIRE_GRACE_MS
+        following = recurrence.after(due_at if misfire == "all" else now)
+        if missed and misfire == "skip":
+            await self._database.write("postpone", live=True, tid=tid, due_at=following, now=now)
+            return
+        suffix = self._clock.new_id("task").removeprefix("task_")
+        recur = bind(
+            "recur", last_tid=tid, task_id=f"task_{suffix}", run_id=f"run_{suffix}",
+            trace=traceparent(self._clock), due_at=following, now=now,
+        )  # fmt: skip
+        await self._database.apply(bind("release", tid=tid, now=now), recur, live=True)
+
+    async def _time_out(self, row: tuple[Any, ...]) -> None:
+        tid, token, failures = row
+        part = failed(
+            self._database, self._clock, self._queue, _TIMED_OUT,
+            tid=tid, token=token, failures=failures,
+        )  # fmt: skip
+        try:
+            await self._database.apply(part, live=True)
+        except LeaseLost:
+            return  # it ended meanwhile
 
     async def _close(self, approval_id: str) -> None:
         try:

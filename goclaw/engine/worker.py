@@ -23,6 +23,7 @@ from goclaw.core.errors import (
 )
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Failed, Outcome, Retryable, Succeeded, Suspended
+from goclaw.engine.budgets import failed
 from goclaw.engine.effects import Journal, Park
 from goclaw.store import rows
 
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
     from goclaw.core.config import QueueConfig
     from goclaw.core.decisions import Decision
     from goclaw.core.records import Call, CallResult, Runner, Session, Stream, Task
+    from goclaw.engine.gates import Gates
     from goclaw.store import Database
 
     _Part = tuple[int, tuple[Any, ...]]
 
-__all__ = ["LiveAttempt", "backoff_ms"]
+__all__ = ["LiveAttempt"]
 
 _log = log.logger("engine.worker")
 
@@ -53,8 +55,10 @@ class LiveAttempt:
         task: Task,
         session: Session,
         token: bytes,
+        gates: Gates,
     ) -> None:
         self.task, self.session, self.token = task, session, token
+        self._gates = gates
         self.cancelled = asyncio.Event()
         self.ended_by: str | None = None
         """Why the attempt was stopped from outside: canceled, lease_lost, shutdown."""
@@ -104,7 +108,7 @@ class LiveAttempt:
                 signals = await self._database.read("signals_of_task", tid=tid)
             self._journal = Journal(
                 self._database, self._clock, self.task, self.token, self.cancelled,
-                effects=effects, approvals=approvals, signals=dict(signals),
+                gates=self._gates, effects=effects, approvals=approvals, signals=dict(signals),
             )  # fmt: skip
         return self._journal
 
@@ -181,7 +185,7 @@ class LiveAttempt:
         except Retryable as error:
             return Failed(
                 error.code, error.message, retryable=True, retry_after_ms=error.retry_after_ms,
-                fingerprint=error.fingerprint or error.code,
+                fingerprint=error.fingerprint or error.code, work=error.work,
             )  # fmt: skip
         except LeaseLost:
             raise
@@ -255,18 +259,9 @@ class LiveAttempt:
         )  # fmt: skip
 
     def _failed(self, outcome: Failed) -> _Part:
-        now, wait_ms = (
-            self._clock.wall_ms(),
-            backoff_ms(self._queue, self._clock, self.task.failures, outcome.retry_after_ms),
-        )
-        # An error's text comes from anywhere: file names that are no UTF-8, whole documents.
-        message = outcome.message[: limits.MESSAGE_CHARS_MAX].encode("utf-8", "replace").decode()
-        return self._database.bind(
-            "fail", tid=self.task.tid, token=self.token, now=now, code=outcome.code,
-            message=message, retryable=int(outcome.retryable), fingerprint=outcome.fingerprint,
-            poison=self._queue.poison, due_mono=self._clock.mono_ms() + wait_ms,
-            due_at=now + wait_ms,
-            hash=_digest(f"fail\0{outcome.code}\0{message}\0{outcome.retryable}"),
+        return failed(
+            self._database, self._clock, self._queue, outcome,
+            tid=self.task.tid, token=self.token, failures=self.task.failures,
         )  # fmt: skip
 
     async def _hand_back(self) -> None:
@@ -282,14 +277,6 @@ class LiveAttempt:
             )  # fmt: skip
         except LeaseLost:
             _log.info("handed back too late")
-
-
-def backoff_ms(queue: QueueConfig, clock: Clock, failures: int, retry_after_ms: int | None) -> int:
-    """Exponential with full jitter; the far side's own word counts, within the cap (Q-7)."""
-    if retry_after_ms is not None:
-        return min(max(0, retry_after_ms), queue.backoff_ms_max)
-    ceiling = min(queue.backoff_ms_max, queue.backoff_ms_min << min(failures, 32))
-    return max(1, int(ceiling * clock.random()))
 
 
 def _nothing() -> None:

@@ -16,11 +16,15 @@ MODES: Final = {"run": 0, "expect": 1, "refuse": 2, "stop": 3, "need": 4, "emit"
 
 
 class Step(NamedTuple):
-    """One statement of a program; ``code`` is the error that expect and refuse answer with."""
+    """One statement of a program; ``code`` is the error that expect and refuse answer with.
+
+    ``skip``: index of the step that a need which found nothing goes on with; past the last: none.
+    """
 
     mode: int
     code: str | None
     sql: str
+    skip: int
 
 
 class Program(NamedTuple):
@@ -68,7 +72,7 @@ def parse(text: str) -> Catalogue:
         if names.count(name) > 1:
             raise ValueError(f"queries.sql names {name} twice")
     fragments = {
-        name: (tuple(arguments.split()), "\n".join(lines))
+        name: (tuple(arguments.split()), "\n".join(filter(_counts, lines)))
         for kind, name, arguments, lines in blocks
         if kind == "fragment"
     }
@@ -86,6 +90,11 @@ def parse(text: str) -> Catalogue:
             else:
                 catalogue.statements[name] = sql
     return catalogue
+
+
+def _counts(line: str) -> bool:
+    """False for what only people read: the words about the block that follows, for one."""
+    return line.startswith(("-- step:", "-- section")) or line[:2] not in ("", "--")
 
 
 def _expand(
@@ -112,11 +121,14 @@ def _program(name: str, parameters: tuple[str, ...], body: str) -> Program:
     returns: tuple[str, ...] = ()
     late = False
     steps: list[tuple[int, str | None, list[str]]] = []
+    sections: list[int] = []
     for line in body.splitlines():
         if line.startswith("-- returns:"):
             returns = tuple(line.removeprefix("-- returns:").split())
         elif line == "-- late":
             late = True
+        elif line == "-- section":
+            sections.append(len(steps))
         elif line.startswith("-- step:"):
             steps.append((*_mode(name, line.removeprefix("-- step:").split()), []))
         elif not line.startswith("--") and line.strip():
@@ -128,7 +140,15 @@ def _program(name: str, parameters: tuple[str, ...], body: str) -> Program:
     return Program(
         name,
         parameters,
-        tuple(Step(mode, code, "\n".join(lines)) for mode, code, lines in steps),
+        tuple(
+            Step(
+                mode,
+                code,
+                "\n".join(lines),
+                next((section for section in sections if section > index), len(steps)),
+            )
+            for index, (mode, code, lines) in enumerate(steps)
+        ),
         returns,
         late,
     )

@@ -6,7 +6,8 @@
 --   step: expect CODE    at least one row, else the operation fails with CODE and nothing changed
 --   step: refuse CODE    a row means: the operation fails with CODE and nothing changed
 --   step: stop           a row means: done, nothing more to do (also for the parts that follow)
---   step: need           no row means: this program is done (the parts that follow still run)
+--   step: need           no row means: skip to the program's next section, or to its end
+--   section              where a need above it goes on when it found nothing
 --   step: emit           each row (kind, type, payload), in turn, becomes the session's next event.
 --                        The writer gives it event_id + 1, its digest and the chain's next link,
 --                        inserts it and, when the program ends, moves the session's head. Registers
@@ -46,8 +47,8 @@ INSERT INTO migrations (number, checksum) VALUES (?, ?);
 
 -- What every event of a task needs; the condition says which task.
 -- fragment: task_columns
-t.tid, t.sid, t.run_id, t.task_id, t.kind AS task_kind, t.attempt, t.trace, t.state AS was,
-       s.head AS event_id, s.salt, s.link
+t.tid, t.sid, t.line, t.wid, t.run_id, t.task_id, t.kind AS task_kind, t.attempt, t.trace,
+       t.state AS was, s.head AS event_id, s.salt, s.link
 -- fragment: task condition
 SELECT <<task_columns>>
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid WHERE <<condition>>;
@@ -63,32 +64,87 @@ SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload;
 -- step: emit
 SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload WHERE <<condition>>;
 
--- The task that is next in the session's line becomes its head, unless there is one already or the
--- turn is held. Start-time fair queueing: start = max(V[level] - credit, finish of the session's last
--- claim). A session whose line was not empty while its own task kept it back has one claim of credit,
--- else V moves past it and it loses a claim each round. At equal start the one goes first that had no
--- claim during the last round (tie 0).
--- fragment: promote credit
+-- Is there room behind the gate of work w? Heads that were let in count as running; a broken one has
+-- room for its probe only, which the timer lets in (gate_open).
+-- fragment: room sound
+<<sound>> AND (w.burst IS NULL OR w.tokens > 0)
+              AND (SELECT count(*) FROM heads AS g WHERE g.gate = w.wid)
+                + (SELECT count(*) FROM tasks AS g WHERE g.wid = w.wid AND g.state = 'RUNNING')
+                < ifnull(w.most, 4611686018427387904)
+
+-- The task that is next in a line of its session becomes that line's head, unless there is one
+-- already or the turn is held; with its gate closed it stands outside. Line 0 is the serial one.
+-- Start-time fair queueing: start = max(V[level] - credit, finish of the session's last claim). A
+-- session whose line was not empty while its own task kept it back has one claim of credit, else V
+-- moves past it and it loses a claim each round. At equal start the one goes first that had no claim
+-- during the last round (tie 0).
+-- fragment: promote credit sid line sound
+-- section
 -- step: need
-SELECT t.tid AS p_tid, t.pool AS p_pool, t.rank AS p_rank,
+SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
+       t.kind = 'prompt' AS p_interactive,
        max(l.v - <<credit>>, ifnull(f.finish, 0)) AS p_start,
        <<credit>> > 0 OR (ifnull(f.finish, -1) >= l.v AND p.claims - f.served_at < l.round) AS p_tie,
-       p.claims AS p_ready_at, l.passed AS p_passed_at
+       p.claims AS p_ready_at, l.passed AS p_passed_at, w.gated AS p_gated,
+       iif(w.gated = 0, 1, <<room <<sound>>>>) AS p_open
   FROM sessions AS s
-  JOIN tasks AS t ON t.tid = ifnull(
-         iif(s.turn IS NULL,
+  JOIN tasks AS t ON t.tid = iif(<<line>> > 0 OR s.turn IS NULL,
              (SELECT q.tid FROM tasks AS q
-               WHERE q.sid = s.sid AND q.state = 'QUEUED' AND q.parallel = 0 ORDER BY q.seq LIMIT 1),
-             (SELECT q.tid FROM tasks AS q WHERE q.tid = s.turn AND q.state = 'QUEUED')),
-         (SELECT q.tid FROM tasks AS q
-           WHERE q.sid = s.sid AND q.state = 'QUEUED' AND q.parallel = 1 ORDER BY q.seq LIMIT 1))
+               WHERE q.sid = s.sid AND q.line = <<line>> AND q.state = 'QUEUED' AND q.held = 0
+               ORDER BY q.seq LIMIT 1),
+             (SELECT q.tid FROM tasks AS q WHERE q.tid = s.turn AND q.state = 'QUEUED'))
+  JOIN works AS w ON w.wid = t.wid
   JOIN pools AS p ON p.pool = t.pool
   JOIN levels AS l ON l.pool = t.pool AND l.rank = t.rank
   LEFT JOIN flows AS f ON f.sid = s.sid AND f.pool = t.pool AND f.rank = t.rank
- WHERE s.sid = :sid AND NOT EXISTS (SELECT 1 FROM heads AS h WHERE h.sid = :sid);
+ WHERE s.sid = <<sid>>
+   AND NOT EXISTS (SELECT 1 FROM heads AS h WHERE h.sid = <<sid>> AND h.line = <<line>>)
+   AND NOT EXISTS (SELECT 1 FROM stalled AS h WHERE h.sid = <<sid>> AND h.line = <<line>>);
 -- step: run
-INSERT INTO heads (sid, tid, pool, rank, start, tie, ready_at, passed_at)
-VALUES (:sid, :p_tid, :p_pool, :p_rank, :p_start, :p_tie, :p_ready_at, :p_passed_at);
+INSERT INTO heads (sid, line, tid, pool, rank, start, tie, ready_at, passed_at, interactive, gate)
+SELECT <<sid>>, <<line>>, :p_tid, :p_pool, :p_rank, :p_start, :p_tie, :p_ready_at, :p_passed_at,
+       :p_interactive, iif(:p_gated, :p_wid, NULL)
+ WHERE :p_open;
+-- step: need
+SELECT 1 WHERE :p_gated;
+-- step: run
+INSERT INTO stalled (sid, line, wid, tid, ripe)
+SELECT <<sid>>, <<line>>, :p_wid, :p_tid, :p_ready_at + 16 * :p_rank WHERE NOT :p_open;
+-- step: run
+UPDATE works SET tokens = tokens - 1, refill_mono = ifnull(refill_mono, 0)
+ WHERE wid = :p_wid AND burst IS NOT NULL AND :p_open;
+
+-- A gate comes down: the heads of its work stand outside until they are let in.
+-- fragment: shut wid
+-- step: run
+INSERT INTO stalled (sid, line, wid, tid, ripe)
+SELECT h.sid, h.line, t.wid, h.tid, h.ready_at + 16 * h.rank
+  FROM heads AS h JOIN tasks AS t ON t.tid = h.tid WHERE t.wid = <<wid>>;
+-- step: run
+DELETE FROM heads
+ WHERE (sid, line) IN (SELECT g.sid, g.line FROM stalled AS g WHERE g.wid = <<wid>>);
+
+-- A call of a broken work went well: the breaker closes, all may come again.
+-- fragment: mend wid
+-- step: run
+DELETE FROM faults WHERE work = (SELECT work FROM works WHERE wid = <<wid>>);
+-- step: run
+UPDATE works SET broken = NULL, probe_mono = NULL, probe_ms = NULL,
+       gated = most IS NOT NULL OR burst IS NOT NULL
+              OR EXISTS (SELECT 1 FROM stalled AS g WHERE g.wid = works.wid)
+ WHERE wid = <<wid>>;
+
+-- Something of this work stopped running: behind a gate the next may come in.
+-- fragment: leave
+-- section
+-- step: need
+SELECT g.sid AS g_sid, g.line AS g_line
+  FROM works AS w JOIN stalled AS g ON g.wid = w.wid
+ WHERE w.wid = :wid AND w.gated = 1 AND <<room w.broken IS NULL>>
+ ORDER BY g.ripe LIMIT 1;
+-- step: run
+DELETE FROM stalled WHERE sid = :g_sid AND line = :g_line;
+<<promote 0 | :g_sid | :g_line | w.broken IS NULL>>
 
 -- Intents of an attempt that is over. Pure and keyed calls may be sent again; of all others nobody
 -- knows whether they happened (E-3); a worker's can be asked by nobody either.
@@ -119,7 +175,10 @@ SELECT count(*) FILTER (WHERE state = 'unknown') AS unknown_count,
 -- fragment: terminal
 -- step: run
 UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn) WHERE sid = :sid;
-<<promote 1048576>>
+-- step: run
+DELETE FROM uniques WHERE tid = :tid;
+<<promote 1048576 | :sid | :line | w.broken IS NULL>>
+<<leave>>
 
 -- Nobody is asked any more: the task is over without an answer.
 -- fragment: withdraw_approvals by
@@ -131,7 +190,7 @@ SELECT 1 AS kind, 'approval.resolved' AS type,
 UPDATE approvals SET state = 'cancelled', answered_at = :now, answered_by = <<by>>
  WHERE tid = :tid AND state = 'open';
 
--- program: session_new sid_key hash session_id stream_id salt cwd roots brain interactive now
+-- program: session_new sid_key hash session_id stream_id salt cwd roots brain interactive weight now
 -- A session, or the one that was made before with the same key.
 -- returns: sid session_id duplicate
 -- step: run
@@ -144,8 +203,8 @@ SELECT 1 WHERE :dup_hash IS NOT NULL AND :dup_hash <> :hash;
 -- step: stop
 SELECT sid, session_id, 1 AS duplicate FROM sessions WHERE :dup_sid IS NOT NULL AND sid = :dup_sid;
 -- step: run
-INSERT INTO sessions (session_id, updated_at, salt, link)
-VALUES (:session_id, :now, :salt, zeroblob(32)) RETURNING sid;
+INSERT INTO sessions (session_id, updated_at, salt, link, weight)
+VALUES (:session_id, :now, :salt, zeroblob(32), ifnull(:weight, 1)) RETURNING sid;
 -- step: run
 INSERT INTO session_info (sid, stream_id, cwd, roots, brain, interactive, created_at)
 VALUES (:sid, :stream_id, :cwd, :roots, :brain, :interactive, :now);
@@ -174,8 +233,9 @@ SELECT s.head AS event_id, s.salt, s.link, t.tid, t.run_id, t.task_id, t.trace,
  WHERE s.sid = :sid;
 <<event :kind | :type | :payload>>
 
--- program: enqueue sid key hash task_id run_id pool kind parallel rank max_attempts on_unknown policy_version trace payload client origin session_limit now
--- Accept a task: the row, its event, its place in line. The same key again returns the same task.
+-- program: enqueue sid key hash task_id run_id pool work kind parallel rank max_attempts on_unknown policy_version trace payload client origin not_before timeout_ms deadline_at unique_key parent_tid session_limit now
+-- Accept a task: the row, its event, its place in line. The same key again returns the same task; so
+-- does the key of a unique task that has not ended. With not_before it takes its place when it is due.
 -- returns: tid task_id run_id event_id state duplicate
 -- step: run
 SELECT NULL AS dup_tid, NULL AS dup_hash, 0 AS duplicate, 0 AS attempt, 'QUEUED' AS state;
@@ -187,61 +247,91 @@ SELECT run_id FROM tasks WHERE :dup_hash IS NOT NULL AND :dup_hash <> :hash AND 
 -- step: stop
 SELECT tid, task_id, run_id, state, end_event AS event_id, 1 AS duplicate FROM tasks
  WHERE :dup_tid IS NOT NULL AND tid = :dup_tid;
+-- step: stop
+SELECT t.tid, t.task_id, t.run_id, t.state, t.end_event AS event_id, 1 AS duplicate
+  FROM uniques AS u JOIN tasks AS t ON t.tid = u.tid
+ WHERE :unique_key IS NOT NULL AND u.key = :unique_key
+   AND u.scope = iif(:pool = '', 'session:' || :sid, 'pool:' || :pool);
 -- step: expect session_unknown
 SELECT s.head AS event_id, s.salt, s.link, s.open,
-       (SELECT ifnull(max(tid), 0) + 1 FROM tasks) AS tid
+       (SELECT ifnull(max(tid), 0) + 1 FROM tasks) AS tid,
+       (SELECT wid FROM works WHERE work = :work) AS wid,
+       (SELECT 1 FROM levels WHERE pool = :pool AND rank = :rank) AS known_level
   FROM sessions AS s WHERE s.sid = :sid;
 -- step: refuse queue_full
 SELECT 1 WHERE :open >= :session_limit;
+-- step: need
+SELECT 1 WHERE :wid IS NULL OR :known_level IS NULL;
+-- step: run
+INSERT INTO works (work, pool) VALUES (:work, :pool) ON CONFLICT DO NOTHING;
 -- step: run
 INSERT INTO pools (pool) VALUES (:pool) ON CONFLICT DO NOTHING;
 -- step: run
 INSERT INTO levels (pool, rank) VALUES (:pool, :rank) ON CONFLICT DO NOTHING;
 -- step: run
-INSERT INTO tasks (tid, task_id, run_id, sid, seq, pool, kind, state, parallel, rank, max_attempts,
-                   on_unknown, policy_version, trace, created_at, updated_at)
-VALUES (:tid, :task_id, :run_id, :sid, :tid, :pool, :kind, 'QUEUED', :parallel, :rank,
-        :max_attempts, :on_unknown, :policy_version, :trace, :now, :now);
+SELECT wid FROM works WHERE work = :work;
+-- section
 -- step: run
-INSERT INTO task_payloads (tid, payload, key, client, origin)
-VALUES (:tid, :payload, :key, :client, :origin);
+INSERT INTO tasks (tid, task_id, run_id, sid, seq, line, wid, pool, kind, state, rank, max_attempts,
+                   on_unknown, policy_version, trace, held, due_at, timeout_ms, deadline_at,
+                   parent_tid, created_at, updated_at)
+VALUES (:tid, :task_id, :run_id, :sid, :tid, iif(:parallel, :wid, 0), :wid, :pool, :kind, 'QUEUED',
+        :rank, :max_attempts, :on_unknown, :policy_version, :trace, :not_before IS NOT NULL,
+        :not_before, :timeout_ms, :deadline_at, :parent_tid, :now, :now);
+-- step: run
+INSERT INTO task_payloads (tid, payload, key, client, origin, unique_key)
+VALUES (:tid, :payload, :key, :client, :origin, :unique_key);
 -- step: run
 INSERT INTO submissions (sid, key, hash, tid, created_at)
 SELECT :sid, :key, :hash, :tid, :now WHERE :key IS NOT NULL;
+-- step: run
+INSERT INTO uniques (scope, key, tid)
+SELECT iif(:pool = '', 'session:' || :sid, 'pool:' || :pool), :unique_key, :tid
+ WHERE :unique_key IS NOT NULL;
 -- step: run
 UPDATE sessions SET open = open + 1 WHERE sid = :sid;
 -- step: emit
 SELECT 1 AS kind, 'run.accepted' AS type,
        json_object('origin', :origin, 'idempotencyKey', :key) AS payload WHERE :kind = 'prompt'
  UNION ALL
-SELECT 1, 'task.queued', '{"from":null,"to":"QUEUED","reason":"accepted"}';
-<<promote 0>>
+SELECT 1, 'task.queued',
+       iif(ifnull(:not_before, :deadline_at) IS NULL,
+           '{"from":null,"to":"QUEUED","reason":"accepted"}',
+           json_object('from', NULL, 'to', 'QUEUED', 'reason', 'accepted', 'dueAt', :not_before,
+                       'deadlineAt', :deadline_at));
+<<promote 0 | :sid | iif(:parallel, :wid, 0) | w.broken IS NULL>>
 
 -- fragment: claim_head
 -- step: expect illegal_transition
-SELECT t.task_id, t.run_id, t.kind, t.attempt + 1 AS attempt, t.max_attempts, t.parallel,
-       t.on_unknown, t.trace, t.crashes, t.failures, y.payload, y.key, y.client, y.origin, s.session_id,
-       s.head AS event_id, s.salt, s.link, s.turn, s.weight
+SELECT t.task_id, t.run_id, t.line, t.wid, t.kind, t.attempt + 1 AS attempt, t.max_attempts,
+       t.on_unknown, t.trace, t.crashes, t.failures, t.timeout_ms, y.payload, y.key, y.client,
+       y.origin, s.session_id, s.head AS event_id, s.salt, s.link, s.turn, s.weight
   FROM tasks AS t JOIN task_payloads AS y ON y.tid = t.tid JOIN sessions AS s ON s.sid = t.sid
  WHERE t.tid = :tid AND t.state = 'QUEUED';
 -- step: run
-DELETE FROM heads WHERE sid = :sid;
+DELETE FROM heads WHERE sid = :sid AND line = :line;
 -- step: run
 UPDATE tasks
    SET state = 'RUNNING', attempt = :attempt, crashes = :crashes + 1, lease_owner = :owner,
        lease_token = :token, lease_until_mono = :lease_until_mono, due_mono = NULL, due_at = NULL,
-       policy_version = :policy_version, updated_at = :now
+       timeout_mono = :now_mono + :timeout_ms, policy_version = :policy_version, updated_at = :now
  WHERE tid = :tid;
 -- step: run
-UPDATE sessions SET turn = :tid WHERE :parallel = 0 AND :turn IS NULL AND sid = :sid;
+UPDATE sessions SET turn = :tid WHERE :line = 0 AND :turn IS NULL AND sid = :sid;
 -- step: emit
 SELECT 1 AS kind, 'task.claimed' AS type,
        '{"from":"QUEUED","to":"CLAIMED","reason":"claim"}' AS payload
  UNION ALL
-SELECT 1, 'task.running', '{"from":"CLAIMED","to":"RUNNING","reason":"claim"}';
+SELECT 1, 'task.running',
+       iif(:timeout_ms IS NULL, '{"from":"CLAIMED","to":"RUNNING","reason":"claim"}',
+           json_object('from', 'CLAIMED', 'to', 'RUNNING', 'reason', 'claim',
+                       'timeoutMs', :timeout_ms));
 -- step: run
 INSERT OR REPLACE INTO flows (sid, pool, rank, finish, served_at)
 VALUES (:sid, :pool, :rank, :start + 1048576 / :weight, :claims);
+-- step: run
+UPDATE heads SET start = max(start, :start + 1048576 / :weight), tie = 1
+ WHERE sid = :sid AND pool = :pool AND rank = :rank;
 -- step: run
 UPDATE levels
    SET passed = passed + (rank > :rank),
@@ -252,9 +342,9 @@ UPDATE levels
  WHERE pool = :pool AND rank >= :rank;
 -- step: run
 UPDATE pools SET claims = claims + 1, last_due = :due WHERE pool = :pool;
-<<promote 1048576>>
+<<promote 1048576 | :sid | :line | w.broken IS NULL>>
 
--- program: claim pool owner token lease_until_mono policy_version aging_factor now
+-- program: claim pool owner token lease_until_mono now_mono policy_version aging_factor now
 -- The fair pick (Q-8): the most urgent level that is not empty, in virtual-time order, unless a
 -- head below it is due; of due heads the oldest, at most every second claim.
 -- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
@@ -266,14 +356,25 @@ SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.last_due, p.claims
 -- step: run
 SELECT h.sid, h.tid, h.rank, h.start, 1 AS due
   FROM levels AS l
-  JOIN heads AS h ON h.sid = (SELECT a.sid FROM heads AS a WHERE a.pool = l.pool AND a.rank = l.rank
-                               ORDER BY a.ready_at LIMIT 1)
+  JOIN heads AS h ON (h.sid, h.line) = (SELECT a.sid, a.line FROM heads AS a
+                                         WHERE a.pool = l.pool AND a.rank = l.rank
+                                         ORDER BY a.ready_at LIMIT 1)
  WHERE :last_due = 0 AND l.pool = :pool AND l.rank > :rank
    AND l.passed - h.passed_at >= :aging_factor * (l.rank - :rank)
  ORDER BY h.ready_at DESC;
 <<claim_head>>
 
--- program: claim_sessions sids pool owner token lease_until_mono policy_version now
+-- program: claim_interactive pool owner token lease_until_mono now_mono policy_version now
+-- As claim, for a lane that is reserved: prompts only, most urgent first (Q-16).
+-- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
+-- step: need
+SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.claims
+  FROM heads AS h JOIN pools AS p ON p.pool = h.pool
+ WHERE h.pool = :pool AND h.interactive = 1
+ ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
+<<claim_head>>
+
+-- program: claim_sessions sids pool owner token lease_until_mono now_mono policy_version now
 -- As claim, but only of the sessions in a JSON list: the embedded daemon of `goclaw run`.
 -- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
 -- step: need
@@ -326,28 +427,36 @@ SELECT 1, 'run.ended', json_object('state', 'SUCCEEDED', 'stopReason', :stop_rea
 -- step: run
 UPDATE tasks
    SET state = 'SUCCEEDED', lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
-       crashes = crashes - 1, ended_token = :token, ended_hash = :hash, ended_state = 'SUCCEEDED',
-       stop_reason = :stop_reason, end_event = :event_id, reason = 'finished', updated_at = :now
+       timeout_mono = NULL, deadline_at = NULL, crashes = crashes - 1, ended_token = :token,
+       ended_hash = :hash, ended_state = 'SUCCEEDED', stop_reason = :stop_reason, end_event = :event_id, reason = 'finished', updated_at = :now
  WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
+-- step: need
+SELECT 1 FROM works WHERE wid = :wid AND broken IS NOT NULL;
+<<mend :wid>>
+-- section
 <<terminal>>
 
--- program: fail tid token hash code message retryable fingerprint poison due_mono due_at now
+-- program: fail tid token hash code message retryable fingerprint poison due_mono due_at fault_work breaker_tasks breaker_since_mono now_mono probe_ms now
 -- RUNNING to RETRY_WAIT while budget is left, to DEAD_LETTER when it is used up or the failure is
--- poison, to FAILED when it is not retryable.
+-- poison, to FAILED when it is not retryable, to SUSPENDED when it left an effect that nobody knows
+-- of. The same fingerprint of one work (fault_work) in breaker_tasks tasks opens its breaker (Q-7).
 -- returns: state event_id failures
 -- step: stop
 SELECT ended_state AS state, end_event AS event_id, failures FROM tasks
  WHERE tid = :tid AND ended_token = :token AND ended_hash = :hash AND lease_token IS NOT :token;
 -- step: expect lease_lost
 <<live_task>>
+<<orphan_intents>>
 -- step: run
 SELECT failures + :retryable AS failures,
        iif(fingerprint IS :fingerprint, repeats + 1, 1) AS repeats,
        CASE WHEN :retryable = 0 THEN 'FAILED'
+            WHEN :irreversible_count > 0 AND on_unknown = 'suspend' THEN 'SUSPENDED'
             WHEN failures + 1 >= max_attempts THEN 'DEAD_LETTER'
             WHEN fingerprint = :fingerprint AND repeats + 1 >= :poison THEN 'DEAD_LETTER'
             ELSE 'RETRY_WAIT' END AS state,
        CASE WHEN :retryable = 0 THEN :code
+            WHEN :irreversible_count > 0 AND on_unknown = 'suspend' THEN 'effect_unknown'
             WHEN failures + 1 >= max_attempts THEN 'attempts_exhausted'
             WHEN fingerprint = :fingerprint AND repeats + 1 >= :poison THEN 'poison'
             ELSE :code END AS reason
@@ -355,20 +464,45 @@ SELECT failures + :retryable AS failures,
 -- step: run
 INSERT OR REPLACE INTO task_results (tid, error)
 VALUES (:tid, json_object('code', :code, 'message', :message));
-<<orphan_intents>>
 <<event 1 | 'task.' || lower(:state) | json_object('from', 'RUNNING', 'to', :state, 'reason', :reason, 'code', :code, 'message', :message, 'failures', :failures, 'dueAt', iif(:state = 'RETRY_WAIT', :due_at, NULL))>>
-<<event_when :task_kind = 'prompt' AND :state <> 'RETRY_WAIT' | 1 | 'run.ended' | json_object('state', :state, 'reason', :reason, 'code', :code, 'message', :message)>>
+<<event_when :task_kind = 'prompt' AND :state IN ('FAILED', 'DEAD_LETTER') | 1 | 'run.ended' | json_object('state', :state, 'reason', :reason, 'code', :code, 'message', :message)>>
 -- step: run
 UPDATE tasks
    SET state = :state, failures = :failures, crashes = crashes - 1, repeats = :repeats,
        fingerprint = :fingerprint, lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
+       timeout_mono = NULL, deadline_at = iif(:state IN ('FAILED', 'DEAD_LETTER'), NULL, deadline_at),
        due_mono = iif(:state = 'RETRY_WAIT', :due_mono, NULL),
        due_at = iif(:state = 'RETRY_WAIT', :due_at, NULL), end_event = :event_id,
        ended_token = :token, ended_hash = :hash, ended_state = :state, reason = :reason,
        updated_at = :now
  WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
 -- step: need
-SELECT 1 WHERE :state <> 'RETRY_WAIT';
+SELECT 1 WHERE :retryable AND :fingerprint IS NOT NULL AND :now_mono IS NOT NULL;
+-- step: run
+INSERT OR REPLACE INTO faults (work, fingerprint, tid, at_mono)
+SELECT ifnull(:fault_work, work), :fingerprint, :tid, :now_mono FROM works WHERE wid = :wid;
+-- step: run
+DELETE FROM faults
+ WHERE work = ifnull(:fault_work, (SELECT work FROM works WHERE wid = :wid))
+   AND at_mono < :breaker_since_mono;
+-- step: need
+SELECT f.work AS b_work FROM faults AS f
+ WHERE f.work = ifnull(:fault_work, (SELECT work FROM works WHERE wid = :wid))
+   AND f.fingerprint = :fingerprint
+ GROUP BY f.work HAVING count(*) >= :breaker_tasks;
+-- step: run
+INSERT INTO works (work, pool) VALUES (:b_work, '') ON CONFLICT DO NOTHING;
+-- step: need
+SELECT wid AS b_wid FROM works WHERE work = :b_work AND broken IS NULL;
+-- step: run
+UPDATE works SET gated = 1, broken = :fingerprint, probe_ms = :probe_ms,
+       probe_mono = :now_mono + :probe_ms
+ WHERE wid = :b_wid;
+<<shut :b_wid>>
+<<event 1 | 'breaker.opened' | json_object('work', :b_work, 'fingerprint', :fingerprint)>>
+-- section
+-- step: need
+SELECT 1 WHERE :state IN ('FAILED', 'DEAD_LETTER');
 <<terminal>>
 
 -- The task goes on: it still holds its session's turn, so it is the head again at once.
@@ -382,7 +516,7 @@ UPDATE tasks
  WHERE tid = :tid AND state IN ('RETRY_WAIT', 'SUSPENDED');
 -- step: run
 SELECT 'QUEUED' AS state;
-<<promote 0>>
+<<promote 0 | :sid | :line | w.broken IS NULL>>
 
 -- program: suspend tid token hash reason detail due_mono due_at now
 -- RUNNING to SUSPENDED: the lane is free, the session's turn is held, no budget is spent. What it
@@ -402,10 +536,11 @@ SELECT 'SUSPENDED' AS was, 'SUSPENDED' AS ended_state, :event_id AS end_event;
 UPDATE tasks
    SET state = 'SUSPENDED', lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
        crashes = crashes - 1, ended_token = :token, ended_hash = :hash, ended_state = 'SUSPENDED',
-       reason = :reason, due_mono = :due_mono, due_at = :due_at, end_event = :event_id,
-       updated_at = :now
+       reason = :reason, due_mono = :due_mono, due_at = :due_at, timeout_mono = NULL,
+       end_event = :event_id, updated_at = :now
  WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
-<<requeue CASE WHEN reason = 'approval' THEN NOT EXISTS (SELECT 1 FROM approvals AS a WHERE a.tid = :tid AND a.state = 'open') WHEN reason = 'effect_unknown' THEN :unknown_count = 0 ELSE EXISTS (SELECT 1 FROM signals AS g WHERE g.tid = :tid AND 'signal:' || g.name = reason) END | 'answered'>>
+<<requeue CASE WHEN reason = 'approval' THEN NOT EXISTS (SELECT 1 FROM approvals AS a WHERE a.tid = :tid AND a.state = 'open') WHEN reason = 'effect_unknown' THEN :unknown_count = 0 WHEN reason = 'subtask' THEN NOT EXISTS (SELECT 1 FROM tasks AS c WHERE c.parent_tid = :tid AND c.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED')) ELSE EXISTS (SELECT 1 FROM signals AS g WHERE g.tid = :tid AND 'signal:' || g.name = reason) END | 'answered'>>
+<<leave>>
 
 -- program: wake tid now_mono reason now
 -- RETRY_WAIT or SUSPENDED to QUEUED: due (now_mono given), or answered (now_mono NULL).
@@ -416,10 +551,11 @@ UPDATE tasks
 SELECT :was AS state;
 <<requeue state IN ('RETRY_WAIT', 'SUSPENDED') AND (:now_mono IS NULL OR due_mono <= :now_mono) | :reason>>
 
--- program: reclaim tid token hash expired_mono spent crash_budget reason now
+-- program: reclaim tid token hash expired_mono spent crash_budget reason report now
 -- late
 -- The attempt is over without its owner's word: the lease ran out (expired_mono), the daemon died or
--- stops (expired_mono NULL). tid NULL: whatever task that lease is of. spent 1 keeps the crash that the claim reserved; 0 gives it back.
+-- stops (expired_mono NULL). tid NULL: whatever task that lease is of. spent 1 keeps the crash that
+-- the claim reserved; 0 gives it back. report 1: the recovery report is to name it.
 -- With a hash it is its owner's word: it hands the task back, and a repeat is answered as it was.
 -- returns: state event_id unknown_count kept_count again_count
 -- step: stop
@@ -429,7 +565,8 @@ SELECT ended_state AS state, end_event AS event_id FROM tasks
 <<task t.tid = ifnull(:tid, (SELECT l.tid FROM tasks AS l WHERE l.state = 'RUNNING' AND l.lease_token = :token)) AND t.lease_token = :token AND t.state = 'RUNNING' AND (:expired_mono IS NULL OR t.lease_until_mono < :expired_mono)>>
 <<orphan_intents>>
 -- step: run
-SELECT CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'DEAD_LETTER'
+SELECT lease_owner AS owner,
+       CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'DEAD_LETTER'
             WHEN :irreversible_count > 0 AND on_unknown = 'suspend' THEN 'SUSPENDED'
             ELSE 'QUEUED' END AS state,
        CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'crashes_exhausted'
@@ -445,16 +582,51 @@ SELECT :tid, json_object('code', :end_reason, 'message', 'Its attempts ended wit
 -- step: run
 UPDATE tasks
    SET state = :state, crashes = crashes - (:spent = 0), lease_owner = NULL, lease_token = NULL,
-       lease_until_mono = NULL, ended_token = iif(:hash IS NULL, NULL, :token), ended_hash = :hash,
-       ended_state = iif(:hash IS NULL, NULL, :state),
-       end_event = :event_id, reason = :end_reason, updated_at = :now
+       lease_until_mono = NULL, timeout_mono = NULL,
+       deadline_at = iif(:state = 'DEAD_LETTER', NULL, deadline_at),
+       ended_token = iif(:hash IS NULL, NULL, :token), ended_hash = :hash,
+       ended_state = iif(:hash IS NULL, NULL, :state), end_event = :event_id, reason = :end_reason,
+       updated_at = :now
  WHERE tid = :tid;
 -- step: run
 UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn)
  WHERE :state = 'DEAD_LETTER' AND sid = :sid;
+-- step: run
+DELETE FROM uniques WHERE :state = 'DEAD_LETTER' AND tid = :tid;
 -- step: need
-SELECT 1 WHERE :state <> 'SUSPENDED';
-<<promote 0>>
+SELECT 1 WHERE :report;
+-- step: run
+INSERT OR REPLACE INTO recovered (tid, entry)
+VALUES (:tid, json_object('taskId', :task_id, 'runId', :run_id, 'attempt', :attempt,
+                          'state', :state, 'kept', :kept_count, 'repeated', :again_count,
+                          'unknown', :unknown_count, 'eventId', :event_id, 'owner', :owner));
+<<promote 0 | :sid | :line | w.broken IS NULL>>
+<<leave>>
+
+-- program: recovery_report sid most now
+-- One event that names what the start reclaimed, also an earlier start that ended before it could
+-- say so (Q-15). At most `most` tasks by name.
+-- returns: event_id count
+-- step: need
+SELECT count(*) AS count FROM recovered GROUP BY NULL HAVING count(*) > 0;
+-- step: expect session_unknown
+SELECT s.head AS event_id, s.salt, s.link, NULL AS tid, NULL AS run_id, NULL AS task_id,
+       0 AS attempt, NULL AS trace
+  FROM sessions AS s WHERE s.sid = :sid;
+<<event 1 | 'recovery.report' | json_object('count', :count, 'tasks', (SELECT json_group_array(json(entry)) FROM (SELECT entry FROM recovered ORDER BY tid LIMIT :most)))>>
+-- step: run
+DELETE FROM recovered;
+
+-- What stands for the task outside of it is void: its place in line, open questions, its schedule.
+-- fragment: withdraw by
+-- step: run
+DELETE FROM heads WHERE sid = :sid AND line = :line AND tid = :tid;
+-- step: run
+DELETE FROM stalled WHERE sid = :sid AND line = :line AND tid = :tid;
+-- step: run
+DELETE FROM schedules WHERE tid = :tid;
+<<orphan_intents>>
+<<withdraw_approvals <<by>>>>
 
 -- program: cancel tid reason now
 -- Any state that is not terminal to CANCELED, exactly once. `was` tells the receipt.
@@ -466,10 +638,7 @@ SELECT end_event AS event_id, NULL AS lease_token FROM tasks
  WHERE :was IN ('SUCCEEDED', 'FAILED', 'CANCELED', 'DEAD_LETTER') AND tid = :tid;
 -- step: run
 SELECT lease_token FROM tasks WHERE tid = :tid;
--- step: run
-DELETE FROM heads WHERE sid = :sid AND tid = :tid;
-<<orphan_intents>>
-<<withdraw_approvals :reason>>
+<<withdraw :reason>>
 -- step: run
 UPDATE task_results SET error = NULL WHERE tid = :tid;
 <<event 1 | 'task.canceled' | json_object('from', :was, 'to', 'CANCELED', 'reason', :reason)>>
@@ -477,11 +646,231 @@ UPDATE task_results SET error = NULL WHERE tid = :tid;
 -- step: run
 UPDATE tasks
    SET state = 'CANCELED', stop_reason = 'cancelled', crashes = crashes - (state = 'RUNNING'),
-       lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL, due_mono = NULL,
-       due_at = NULL, ended_token = NULL, ended_hash = NULL, ended_state = NULL,
-       end_event = :event_id, reason = :reason, updated_at = :now
+       lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL, timeout_mono = NULL,
+       deadline_at = NULL, held = 0, due_mono = NULL, due_at = NULL, ended_token = NULL,
+       ended_hash = NULL, ended_state = NULL, end_event = :event_id, reason = :reason,
+       updated_at = :now
  WHERE tid = :tid;
 <<terminal>>
+
+-- program: expire tid now
+-- The deadline passed before the task had ended: FAILED, whatever it waited for (Q-13).
+-- returns: state event_id
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: run
+SELECT :was AS state;
+-- step: stop
+SELECT 1 FROM tasks WHERE tid = :tid AND ifnull(deadline_at, :now + 1) > :now;
+<<withdraw 'deadline_exceeded'>>
+-- step: run
+SELECT 'FAILED' AS state, 'It did not end before its deadline.' AS message;
+-- step: run
+INSERT OR REPLACE INTO task_results (tid, error)
+VALUES (:tid, json_object('code', 'deadline_exceeded', 'message', :message));
+<<event 1 | 'task.failed' | json_object('from', :was, 'to', 'FAILED', 'reason', 'deadline_exceeded', 'code', 'deadline_exceeded', 'message', :message)>>
+<<event_when :task_kind = 'prompt' | 1 | 'run.ended' | json_object('state', 'FAILED', 'reason', 'deadline_exceeded', 'code', 'deadline_exceeded', 'message', :message)>>
+-- step: run
+UPDATE tasks
+   SET state = 'FAILED', crashes = crashes - (state = 'RUNNING'), lease_owner = NULL,
+       lease_token = NULL, lease_until_mono = NULL, timeout_mono = NULL, deadline_at = NULL, held = 0,
+       due_mono = NULL, due_at = NULL, ended_token = NULL, ended_hash = NULL, ended_state = NULL,
+       end_event = :event_id, reason = 'deadline_exceeded', updated_at = :now
+ WHERE tid = :tid;
+<<terminal>>
+
+-- program: redrive tid session_limit now
+-- FAILED or DEAD_LETTER to QUEUED, at the tail of its line, with whole budgets; `attempt` goes on.
+-- returns: state event_id
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: expect illegal_transition
+SELECT y.unique_key, iif(t.pool = '', 'session:' || t.sid, 'pool:' || t.pool) AS scope,
+       max(t.seq, ifnull((SELECT max(q.seq) + 1 FROM tasks AS q WHERE q.sid = t.sid
+                            AND q.line = t.line AND q.state = 'QUEUED' AND q.held = 0), 0)) AS tail,
+       s.open
+  FROM tasks AS t JOIN task_payloads AS y ON y.tid = t.tid JOIN sessions AS s ON s.sid = t.sid
+  JOIN session_info AS i ON i.sid = t.sid
+ WHERE t.tid = :tid AND t.state IN ('FAILED', 'DEAD_LETTER') AND t.dropped_at IS NULL
+   AND i.deleted_at IS NULL;
+-- step: refuse queue_full
+SELECT 1 WHERE :open >= :session_limit;
+-- step: refuse illegal_transition
+SELECT 1 FROM uniques WHERE :unique_key IS NOT NULL AND scope = :scope AND key = :unique_key;
+-- step: run
+INSERT INTO uniques (scope, key, tid)
+SELECT :scope, :unique_key, :tid WHERE :unique_key IS NOT NULL;
+-- step: run
+DELETE FROM task_results WHERE tid = :tid;
+-- step: run
+UPDATE sessions SET open = open + 1 WHERE sid = :sid;
+<<event 1 | 'task.requeued' | json_object('from', :was, 'to', 'QUEUED', 'reason', 'redrive')>>
+-- step: run
+UPDATE tasks
+   SET state = 'QUEUED', seq = :tail, failures = 0, crashes = 0, repeats = 0, fingerprint = NULL,
+       due_mono = NULL, due_at = NULL, ended_token = NULL, ended_hash = NULL, ended_state = NULL,
+       stop_reason = NULL, end_event = NULL, reason = 'redrive', updated_at = :now
+ WHERE tid = :tid;
+-- step: run
+SELECT 'QUEUED' AS state;
+<<promote 0 | :sid | :line | w.broken IS NULL>>
+
+-- program: drop tid now
+-- Nobody wants this dead letter back: it keeps its history and is listed no more.
+-- returns: event_id
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: expect illegal_transition
+SELECT 1 FROM tasks WHERE tid = :tid AND state = 'DEAD_LETTER' AND dropped_at IS NULL;
+-- step: run
+UPDATE tasks SET dropped_at = :now WHERE tid = :tid;
+<<event 1 | 'dead_letter.dropped' | '{}'>>
+
+-- program: release tid now
+-- A delayed task is due: it takes its place at the tail of its line.
+-- returns: event_id
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: stop
+SELECT 1 FROM tasks WHERE tid = :tid AND (held = 0 OR due_at > :now);
+-- step: run
+UPDATE tasks
+   SET held = 0, due_at = NULL, updated_at = :now,
+       seq = max(seq, ifnull((SELECT max(q.seq) + 1 FROM tasks AS q WHERE q.sid = :sid
+                                AND q.line = :line AND q.state = 'QUEUED' AND q.held = 0), 0))
+ WHERE tid = :tid;
+<<event 1 | 'schedule.due' | json_object('at', :now)>>
+<<promote 0 | :sid | :line | w.broken IS NULL>>
+
+-- program: schedule task_id cron zone misfire
+-- The task that was just accepted recurs; a duplicate's does already.
+-- returns: tid
+-- step: need
+SELECT tid FROM tasks WHERE task_id = :task_id;
+-- step: run
+INSERT INTO schedules (tid, cron, zone, misfire) VALUES (:tid, :cron, :zone, :misfire);
+
+-- program: postpone tid due_at now
+-- A missed occurrence is left out (misfire skip).
+-- returns: event_id
+-- step: expect unknown_id
+<<task t.tid = :tid>>
+-- step: stop
+SELECT 1 FROM tasks WHERE tid = :tid AND (held = 0 OR due_at >= :due_at);
+-- step: run
+UPDATE tasks SET due_at = :due_at, updated_at = :now WHERE tid = :tid;
+<<event 1 | 'schedule.missed' | json_object('dueAt', :due_at)>>
+
+-- program: recur last_tid task_id run_id trace due_at now
+-- The next occurrence of a recurring task, as the last one; the schedule follows it.
+-- returns: tid
+-- step: need
+SELECT tid AS c_tid FROM schedules WHERE tid = :last_tid;
+-- step: run
+SELECT (SELECT max(tid) + 1 FROM tasks) AS tid, s.sid, s.head AS event_id, s.salt, s.link,
+       0 AS attempt
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid WHERE t.tid = :last_tid;
+-- step: run
+INSERT INTO tasks (tid, task_id, run_id, sid, seq, line, wid, pool, kind, state, rank, max_attempts,
+                   on_unknown, policy_version, trace, held, due_at, timeout_ms, created_at,
+                   updated_at)
+SELECT :tid, :task_id, :run_id, sid, :tid, line, wid, pool, kind, 'QUEUED', rank, max_attempts,
+       on_unknown, policy_version, :trace, 1, :due_at, timeout_ms, :now, :now
+  FROM tasks WHERE tid = :last_tid;
+-- step: run
+INSERT INTO task_payloads (tid, payload, key, client, origin)
+SELECT :tid, payload, NULL, client, origin FROM task_payloads WHERE tid = :last_tid;
+-- step: run
+UPDATE schedules SET tid = :tid WHERE tid = :last_tid;
+-- step: run
+UPDATE sessions SET open = open + 1 WHERE sid = :sid;
+<<event 1 | 'task.queued' | json_object('from', NULL, 'to', 'QUEUED', 'reason', 'recurring', 'dueAt', :due_at)>>
+
+-- program: gate_set work pool most burst refill_ms
+-- The bounds of one kind of work, as configured; NULL = none. What waited may come (gate_open).
+-- returns: wid
+-- step: run
+INSERT INTO works (work, pool) VALUES (:work, :pool) ON CONFLICT DO NOTHING;
+-- step: run
+SELECT wid FROM works WHERE work = :work;
+<<shut iif(ifnull(:most, :burst) IS NULL, NULL, :wid)>>
+-- step: run
+UPDATE works
+   SET most = :most, burst = :burst, refill_ms = :refill_ms,
+       tokens = iif(:burst IS NULL, NULL, min(ifnull(tokens, :burst), :burst)),
+       refill_mono = iif(:burst IS NULL, NULL, refill_mono),
+       gated = :most IS NOT NULL OR :burst IS NOT NULL OR broken IS NOT NULL
+              OR EXISTS (SELECT 1 FROM stalled AS g WHERE g.wid = works.wid)
+ WHERE wid = :wid;
+
+-- fragment: refill
+-- step: run
+UPDATE works
+   SET tokens = min(burst, tokens + iif(refill_mono > 0 AND refill_mono <= :now_mono,
+                                        1 + (:now_mono - refill_mono) / refill_ms, 0)),
+       refill_mono = CASE WHEN refill_mono = 0 THEN :now_mono + refill_ms
+                          WHEN refill_mono <= :now_mono
+                          THEN refill_mono + refill_ms * (1 + (:now_mono - refill_mono) / refill_ms)
+                          ELSE refill_mono END
+ WHERE wid = :wid AND refill_mono IS NOT NULL;
+-- step: run
+UPDATE works SET refill_mono = NULL WHERE wid = :wid AND tokens >= burst;
+
+-- program: gate_open wid now_mono probe_ms_max
+-- Time has passed at a gate: tokens come back, a probe may run, one line is let in if there is room.
+-- let_in tells whether it is worth another call.
+-- returns: let_in
+-- step: run
+SELECT 0 AS let_in, 0 AS g_probe;
+<<refill>>
+-- step: run
+SELECT 1 AS g_probe FROM works AS w
+ WHERE w.wid = :wid AND w.broken IS NOT NULL AND w.probe_mono <= :now_mono;
+-- step: need
+SELECT g.sid AS g_sid, g.line AS g_line, 1 AS let_in
+  FROM works AS w JOIN stalled AS g ON g.wid = w.wid
+ WHERE w.wid = :wid AND <<room (w.broken IS NULL OR :g_probe)>>
+ ORDER BY g.ripe LIMIT 1;
+-- step: run
+UPDATE works SET probe_mono = :now_mono + probe_ms, probe_ms = min(2 * probe_ms, :probe_ms_max)
+ WHERE wid = :wid AND broken IS NOT NULL;
+-- step: run
+DELETE FROM stalled WHERE sid = :g_sid AND line = :g_line;
+<<promote 0 | :g_sid | :g_line | 1>>
+-- section
+-- step: run
+UPDATE works SET gated = 0
+ WHERE wid = :wid AND gated = 1 AND most IS NULL AND burst IS NULL AND broken IS NULL
+   AND NOT EXISTS (SELECT 1 FROM stalled AS g WHERE g.wid = :wid);
+
+-- program: gate_pass work now_mono probe_ms_max
+-- A call inside a run comes to its tool's gate: it takes a token, or the probe's place, or is told
+-- when to come again.
+-- returns: until_mono
+-- step: need
+SELECT wid, NULL AS until_mono FROM works WHERE work = :work AND gated = 1;
+<<refill>>
+-- step: need
+SELECT CASE WHEN broken IS NOT NULL AND probe_mono > :now_mono THEN probe_mono
+            WHEN burst IS NOT NULL AND tokens <= 0 THEN refill_mono END AS until_mono,
+       burst, broken
+  FROM works WHERE wid = :wid;
+-- step: need
+SELECT 1 WHERE :until_mono IS NULL;
+-- step: run
+UPDATE works
+   SET tokens = tokens - 1,
+       refill_mono = iif(burst IS NULL, NULL, ifnull(refill_mono, :now_mono + refill_ms)),
+       probe_mono = iif(broken IS NULL, NULL, :now_mono + probe_ms),
+       probe_ms = min(2 * probe_ms, :probe_ms_max)
+ WHERE wid = :wid;
+
+-- program: gate_mend work
+-- A call inside a run went well whose tool's breaker is open: it closes.
+-- returns: wid
+-- step: need
+SELECT wid FROM works WHERE work = :work AND broken IS NOT NULL;
+<<mend :wid>>
 
 -- program: effect_intent tid token ordinal kind name class key hash request call_id now
 -- Journal the intent of a call that is not pure, before it is sent (E-1). A row with state result or
@@ -615,7 +1004,9 @@ SELECT name, call_id FROM effects
  WHERE tid = :tid AND ordinal = :ordinal AND state = 'unknown'
    AND :was IN ('QUEUED', 'RETRY_WAIT', 'SUSPENDED');
 -- step: run
-DELETE FROM heads WHERE sid = :sid AND tid = :tid;
+DELETE FROM heads WHERE sid = :sid AND line = :line AND tid = :tid;
+-- step: run
+DELETE FROM stalled WHERE sid = :sid AND line = :line AND tid = :tid;
 <<event 1 | 'effect.settled' | json_object('ordinal', :ordinal, 'name', :name, 'outcome', 'fail', 'by', :by)>>
 <<event_when :call_id IS NOT NULL | 0 | 'update' | json_object('sessionUpdate', 'tool_call_update', 'toolCallId', :call_id, 'status', 'failed')>>
 <<withdraw_approvals :by>>
@@ -626,8 +1017,9 @@ VALUES (:tid, json_object('code', 'settled_as_fail', 'message', :message));
 <<event_when :task_kind = 'prompt' | 1 | 'run.ended' | json_object('state', 'FAILED', 'reason', 'settled_as_fail', 'code', 'settled_as_fail', 'message', :message)>>
 -- step: run
 UPDATE tasks
-   SET state = 'FAILED', due_mono = NULL, due_at = NULL, ended_token = NULL, ended_hash = NULL,
-       ended_state = NULL, end_event = :event_id, reason = 'settled_as_fail', updated_at = :now
+   SET state = 'FAILED', due_mono = NULL, due_at = NULL, deadline_at = NULL, ended_token = NULL,
+       ended_hash = NULL, ended_state = NULL, end_event = :event_id, reason = 'settled_as_fail',
+       updated_at = :now
  WHERE tid = :tid;
 <<terminal>>
 
@@ -707,7 +1099,13 @@ INSERT INTO meta (key, value) VALUES (:key, :value)
 -- step: run
 UPDATE tasks SET due_mono = :now_mono + max(0, due_at - :now) WHERE due_mono IS NOT NULL;
 -- step: run
-UPDATE tasks SET lease_until_mono = 0 WHERE state = 'RUNNING';
+UPDATE tasks SET lease_until_mono = 0, timeout_mono = NULL WHERE state = 'RUNNING';
+-- step: run
+DELETE FROM faults;
+-- step: run
+UPDATE works SET refill_mono = iif(refill_mono IS NULL, NULL, 0),
+       probe_mono = iif(probe_mono IS NULL, NULL, :now_mono)
+ WHERE gated = 1;
 -- step: run
 INSERT INTO meta (key, value) VALUES ('boot', :boot)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value;
@@ -758,8 +1156,8 @@ SELECT salt, link, head, oldest FROM sessions WHERE sid = :sid;
 -- fragment: task_row condition
 SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reason, t.attempt,
        t.failures, t.crashes, t.max_attempts, 9 - t.rank AS priority, t.lease_owner,
-       t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason,
-       t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
+       t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason, t.deadline_at,
+       t.timeout_ms, t.fingerprint, t.dropped_at, t.parent_tid, t.held, t.line, t.wid, t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
   LEFT JOIN task_results AS r ON r.tid = t.tid
  WHERE <<condition>>
@@ -783,7 +1181,8 @@ SELECT state, count(*) FROM tasks GROUP BY state;
 -- In the order of the line. Each state by its own partial index: what has ended is a long tale.
 -- query: open_tasks_of_session sid
 SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client, s.turn IS t.tid AS turn
-  FROM (SELECT tid FROM tasks INDEXED BY tasks_line WHERE sid = :sid AND state = 'QUEUED'
+  FROM (SELECT tid FROM tasks INDEXED BY tasks_line
+         WHERE sid = :sid AND state = 'QUEUED' AND held = 0
         UNION ALL
         SELECT tid FROM tasks INDEXED BY tasks_live WHERE sid = :sid AND state = 'RUNNING'
         UNION ALL
@@ -815,6 +1214,48 @@ SELECT tid FROM tasks WHERE due_mono IS NOT NULL AND due_mono <= :now_mono
 
 -- query: next_due
 SELECT min(due_mono) FROM tasks WHERE due_mono IS NOT NULL;
+
+-- query: timeouts_due now_mono limit
+SELECT tid, lease_token, failures FROM tasks
+ WHERE timeout_mono IS NOT NULL AND timeout_mono <= :now_mono ORDER BY timeout_mono LIMIT :limit;
+
+-- query: next_timeout
+SELECT min(timeout_mono) FROM tasks WHERE timeout_mono IS NOT NULL;
+
+-- query: deadlines_due now limit
+SELECT tid FROM tasks WHERE deadline_at IS NOT NULL AND deadline_at <= :now
+ ORDER BY deadline_at LIMIT :limit;
+
+-- query: next_deadline
+SELECT min(deadline_at) FROM tasks WHERE deadline_at IS NOT NULL;
+
+-- query: held_due now limit
+SELECT t.tid, t.due_at, c.cron, c.zone, c.misfire
+  FROM tasks AS t LEFT JOIN schedules AS c ON c.tid = t.tid
+ WHERE t.held = 1 AND t.due_at <= :now ORDER BY t.due_at LIMIT :limit;
+
+-- query: next_held
+SELECT min(due_at) FROM tasks WHERE held = 1;
+
+-- query: gates
+SELECT wid, work, most, burst, tokens, refill_mono, broken, probe_mono, waiting FROM gates;
+
+-- query: dead_letters before fingerprint limit
+<<task_row t.state = 'DEAD_LETTER' AND t.dropped_at IS NULL AND t.tid < :before AND (:fingerprint IS NULL OR t.fingerprint = :fingerprint)>>
+ ORDER BY t.tid DESC LIMIT :limit;
+
+-- query: children_of tid
+SELECT tid, task_id, state FROM tasks WHERE parent_tid = :tid;
+
+-- Parents whose sub-tasks have all ended: a kill may have come before they were woken.
+-- query: parents_to_wake
+SELECT t.tid FROM tasks AS t INDEXED BY tasks_waiting
+ WHERE t.state IN ('RETRY_WAIT', 'SUSPENDED') AND t.state = 'SUSPENDED' AND t.reason = 'subtask'
+   AND NOT EXISTS (SELECT 1 FROM tasks AS o WHERE o.parent_tid = t.tid
+                      AND o.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED'));
+
+-- query: schedule_of tid
+SELECT cron, zone, misfire FROM schedules WHERE tid = :tid;
 
 -- query: heads_count
 SELECT count(*) FROM heads;

@@ -33,6 +33,12 @@ SCANS = {
     "tasks USING INDEX tasks_live": "as many rows as there are leases",
     "l USING INDEX tasks_live": "as many rows as there are leases",
     "a USING INDEX approvals_open": "as many rows as questions are open",
+    "t USING INDEX tasks_waiting": "as many rows as tasks wait, once at the start",
+    "h": "the ready heads, when a breaker opens",
+    "w USING INDEX works_gated": "the kinds of work that have a gate",
+    "works USING INDEX works_gated": "the same",
+    "recovered": "what one start reclaimed",
+    "(subquery": "the same, in its order",
     "audit": "backwards from the last row, and no further",
 }
 # Rows that are counted: once at the start, and for a person who asks.
@@ -40,7 +46,7 @@ COUNTS = {"task_counts", "sessions_count", "heads_count"}
 # Sorted are ten levels at most, the heads of a list of sessions, one task's rows, open questions.
 SORTS = {
     "claim", "claim_sessions", "cancel", "effect_fail", "effect_intent", "open_tasks_of_session",
-    "expired_leases", "approvals_listed", "approvals_of_task",
+    "expired_leases", "approvals_listed", "approvals_of_task", "expire", "recovery_report",
 }  # fmt: skip
 
 

@@ -35,6 +35,11 @@ SELECT 1
 -- late
 -- step: need
 SELECT 1;
+-- step: run
+SELECT 2;
+-- section
+-- step: run
+SELECT 3;
 
 -- query: asked limit
 -- A word about it.
@@ -50,10 +55,11 @@ def test_programs_queries_and_statements() -> None:
     assert first.returns == ("a", "b")
     assert not first.late
     assert first.steps == (
-        Step(MODES["expect"], "lease_lost", "SELECT 1\n WHERE :a = :b;"),
-        Step(MODES["run"], None, "SELECT :a AS a, 'x' || 'y' AS b;"),
-        Step(MODES["run"], None, "SELECT 2 AS a, :a AS b;"),
+        Step(MODES["expect"], "lease_lost", "SELECT 1\n WHERE :a = :b;", 3),
+        Step(MODES["run"], None, "SELECT :a AS a, 'x' || 'y' AS b;", 3),
+        Step(MODES["run"], None, "SELECT 2 AS a, :a AS b;", 3),
     )
+    assert [step.skip for step in second.steps] == [2, 2, 3]
     assert (second.parameters, second.returns, second.late) == ((), (), True)
     assert catalogue.queries["asked"] == ("asked", ("limit",), "SELECT a FROM t LIMIT :limit;")
     assert catalogue.statements == {"counted": "UPDATE writer SET batches = batches + 1;"}
