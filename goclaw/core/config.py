@@ -160,7 +160,7 @@ class QueueConfig:
         "Claims, for each level of priority, that may pass a waiting task before it is due.",
     )
     reserved_lanes: int = _number(
-        0, 0, limits.LANES_MAX, "Lanes that take prompts only; fewer than there are lanes."
+        0, 0, limits.LANES_MAX - 1, "Lanes that take prompts only; fewer than there are lanes."
     )
     interactive_weight: int = _number(
         1, 1, limits.WEIGHT_MAX, "Share of a session somebody sits at, to 1 of any other."

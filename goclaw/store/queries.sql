@@ -613,7 +613,7 @@ SELECT count(*) AS count FROM recovered GROUP BY NULL HAVING count(*) > 0;
 SELECT s.head AS event_id, s.salt, s.link, NULL AS tid, NULL AS run_id, NULL AS task_id,
        0 AS attempt, NULL AS trace
   FROM sessions AS s WHERE s.sid = :sid;
-<<event 1 | 'recovery.report' | json_object('count', :count, 'tasks', (SELECT json_group_array(json(entry)) FROM (SELECT entry FROM recovered ORDER BY tid LIMIT :most)))>>
+<<event 1 | 'recovery.report' | json_object('count', :count, 'tasks', json((SELECT json_group_array(json(entry)) FROM (SELECT entry FROM recovered ORDER BY tid LIMIT :most))))>>
 -- step: run
 DELETE FROM recovered;
 

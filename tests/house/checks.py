@@ -128,7 +128,7 @@ EDGES: dict[str, str] = {
     "goclaw/cli/embedded.py:Embedded._run": "a thread's edge: start() or join() raises it again",
     "goclaw/gateway/connection.py:Connection._answer": "a request gets an answer, come what may",
     "goclaw/skills/wasi.py:Host.enter": "native frames lie above; Sandbox.call raises it again",
-    "goclaw/engine/effects.py:_Entry.carry_out": "a tool's fault leaves the effect unknown",
+    "goclaw/engine/effects.py:_Entry._carry_out": "a tool's fault leaves the effect unknown",
     "goclaw/engine/worker.py:LiveAttempt._outcome": "a brain's code: its fault fails the attempt",
 }
 

@@ -297,7 +297,7 @@ def test_a_cancel_of_what_somebody_else_runs_says_so(home: Path) -> None:
         task_id = world.clock.new_id("task")
         await world.database.write(
             "enqueue", sid=session.sid, task_id=task_id, run_id=task_id.replace("task", "run"),
-            pool="builders", kind="pool", parallel=0, rank=4, max_attempts=3,
+            pool="builders", work="pool:builders", kind="pool", parallel=0, rank=4, max_attempts=3,
             on_unknown="suspend", policy_version="p", trace="", payload=b"{}", origin="unix",
             session_limit=10, now=world.clock.wall_ms(),
         )  # fmt: skip

@@ -167,6 +167,7 @@ def test_no_wake_up_is_lost(home: Path, seed: int) -> None:
             await settled()
             assert world.clock.ns - began < 1e9, "a task waits while lanes are idle"
         assert house.plays.most <= 3
+        await settled()
         assert not world.engine.scheduler.live
 
     house.live(main)
@@ -275,7 +276,7 @@ def test_a_ready_index_that_is_wrong_costs_no_result(home: Path) -> None:
     async def damage(attempt: Attempt) -> Outcome:
         with apsw.Connection(str(home / "goclaw.db")) as connection:
             connection.execute(
-                "INSERT INTO heads SELECT sid, tid, pool, rank, 0, 0, 0, 0 FROM tasks"
+                "INSERT INTO heads SELECT sid, line, tid, pool, rank, 0, 0, 0, 0, 0, NULL FROM tasks"
             )
         return Succeeded()
 

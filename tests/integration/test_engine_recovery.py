@@ -41,7 +41,7 @@ async def enqueue_foreign(world: World) -> str:
     task_id = world.clock.new_id("task")
     await world.database.write(
         "enqueue", sid=session.sid, task_id=task_id, run_id=task_id.replace("task", "run"),
-        pool="builders", kind="pool", parallel=0, rank=4, max_attempts=3, on_unknown="suspend",
+        pool="builders", work="pool:builders", kind="pool", parallel=0, rank=4, max_attempts=3, on_unknown="suspend",
         policy_version="p", trace="", payload=b"{}", origin="unix", session_limit=10,
         now=world.clock.wall_ms(),
     )  # fmt: skip
@@ -206,7 +206,8 @@ def test_recovery_is_idempotent(home: Path) -> None:
         queue = world.engine.config.queue
         assert len(world.engine.recovered) == 1
         for _ in range(2):
-            assert await recover(world.database, world.clock, queue, boot=boot_id()) == []
+            again = await recover(world.database, world.clock, queue, boot=boot_id(), system_sid=1)
+            assert again == []
 
     house.live(first)
     house.live(second, lanes=False)

@@ -61,7 +61,8 @@ class Campaign:
         return Succeeded()
 
     async def bad(self, attempt: Attempt) -> Outcome:
-        raise ValueError("always")
+        # a fingerprint of its own: no breaker opens, which would keep all of its kind waiting
+        return Failed("always", "no", retryable=True, fingerprint=attempt.task.task_id)
 
     async def sleeps(self, attempt: Attempt) -> Outcome:
         for _ in range(2):

@@ -48,6 +48,9 @@ def test_without_a_file_the_defaults_of_the_contract_hold(home: Path) -> None:
             "session_limit": 1_000,
             "total_limit": 1_000_000,
             "aging_factor": limits.AGING_FACTOR,
+            "reserved_lanes": 0,
+            "interactive_weight": 1,
+            "bounds": "none",
             "idempotency_window_s": 7 * 24 * 3600,
         },
         "events": {
@@ -203,7 +206,8 @@ def test_every_number_takes_its_range_and_nothing_beyond(home: Path, row: config
     ):
         write(home, f"[{row.section}]\n{row.key} = {value}\n")
         if good:
-            assert getattr(getattr(load(home, {}), row.section), row.key) == value
+            environ = {"GOCLAW_QUEUE_LANES": "1024"} if row.name == "queue.reserved_lanes" else {}
+            assert getattr(getattr(load(home, environ), row.section), row.key) == value
         else:
             assert row.name in str(refusal(home))
 
@@ -268,3 +272,29 @@ def test_any_bytes_are_taken_or_refused(
         assert error.hint  # noqa: PT017
     finally:
         os.unlink(folder / "config.toml")
+
+
+@pytest.mark.req("Q-16")
+def test_bounds_are_read_by_kind_of_work(home: Path) -> None:
+    text = "tool:fetch 2 at once, 30/min; pool:mail 100/h ;brain:openai 1 at once"
+    assert load(home, {"GOCLAW_QUEUE_BOUNDS": text}).queue.gates == {
+        "tool:fetch": config.Gate(2, 30, 2_000),
+        "pool:mail": config.Gate(None, 100, 36_000),
+        "brain:openai": config.Gate(1, None, None),
+    }
+    assert load(home, {"GOCLAW_QUEUE_BOUNDS": "none"}).queue.gates == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["fetch 2 at once", "tool:fetch", "tool:fetch two", "tool:a 1/min; tool:a 2/min", "tool:a 0/h",
+     "tool:a 1 at once, 2 at once", "tool:a 1/week", "tool:a 1 at once;", ";"],
+)  # fmt: skip
+def test_a_bound_that_does_not_fit_is_refused(home: Path, text: str) -> None:
+    assert "queue.bounds" in str(refusal(home, {"GOCLAW_QUEUE_BOUNDS": text}))
+
+
+@pytest.mark.req("Q-16")
+def test_one_lane_is_for_every_task(home: Path) -> None:
+    write(home, "[queue]\nlanes = 3\nreserved_lanes = 3\n")
+    assert "leaves none of 3 lanes" in str(refusal(home))
