@@ -39,15 +39,14 @@ def failed(
     *,
     tid: int,
     token: bytes,
-    failures: int,
+    wait_ms: int,
     digest: bytes | None = None,
 ) -> tuple[int, tuple[Any, ...]]:
-    """The part that ends an attempt with ``outcome``; ``failures`` are those before it.
+    """The part that ends an attempt with ``outcome``; a further one waits ``wait_ms``.
 
     ``digest``: of the word as its owner said it; an exact repeat is answered as it was (Q-4).
     """
     now, now_mono = clock.wall_ms(), clock.mono_ms()
-    wait_ms = backoff_ms(queue, clock, failures, outcome.retry_after_ms)
     # An error's text comes from anywhere: file names that are no UTF-8, whole documents.
     message = outcome.message[: limits.MESSAGE_CHARS_MAX].encode("utf-8", "replace").decode()
     said = f"fail\0{outcome.code}\0{message}\0{outcome.retryable}\0"

@@ -33,7 +33,7 @@ from goclaw.core.errors import (
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Failed
 from goclaw.core.states import EffectClass, EffectState, State
-from goclaw.engine.budgets import failed
+from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.effects import effect_key
 from goclaw.engine.intake import effect_class_of
 from goclaw.protocol.jsonrpc import canonical, encode
@@ -411,9 +411,10 @@ class External:
             **arguments, retryable=retryable, retry_after_ms=retry_after_ms,
             fingerprint=fingerprint or arguments["code"],
         )  # fmt: skip
+        wait_ms = backoff_ms(self._queue, self._clock, task["failures"], retry_after_ms)
         part = failed(
             self._database, self._clock, self._queue, outcome, tid=held.tid, token=held.token,
-            failures=task["failures"], digest=digest,
+            wait_ms=wait_ms, digest=digest,
         )  # fmt: skip
         failing = self._database.apply(part, live=True)
         committed = await self._spoken(held, failing)
@@ -421,8 +422,10 @@ class External:
         state, event_id, _ = committed.parts[0]
         if state != State.RETRY_WAIT:
             return state, event_id, None
-        due_mono = (await self._task(held))["due_mono"] or 0
-        return state, event_id, max(0, due_mono - self._clock.mono_ms())
+        if not committed.events:  # said before: what is left of the wait
+            due_mono = (await self._task(held))["due_mono"]
+            wait_ms = max(0, (due_mono or 0) - self._clock.mono_ms())
+        return state, event_id, wait_ms
 
     async def _task(self, held: Held) -> _Row:
         return rows("task_by_tid", await self._database.read("task_by_tid", tid=held.tid))[0]

@@ -14,7 +14,7 @@ from goclaw.core import limits, log
 from goclaw.core.clock import traceparent
 from goclaw.core.errors import AlreadyResolved, GoclawError, LeaseLost
 from goclaw.core.records import Failed
-from goclaw.engine.budgets import failed
+from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.recurrence import Recurrence
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Schedules:
         tid, token, failures = row
         part = failed(
             self._database, self._clock, self._queue, _TIMED_OUT,
-            tid=tid, token=token, failures=failures,
+            tid=tid, token=token, wait_ms=backoff_ms(self._queue, self._clock, failures),
         )  # fmt: skip
         try:
             await self._database.apply(part, live=True)

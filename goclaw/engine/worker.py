@@ -23,7 +23,7 @@ from goclaw.core.errors import (
 )
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Failed, Outcome, Retryable, Succeeded, Suspended
-from goclaw.engine.budgets import failed
+from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.effects import Journal, Park
 from goclaw.store import rows
 
@@ -259,9 +259,10 @@ class LiveAttempt:
         )  # fmt: skip
 
     def _failed(self, outcome: Failed) -> _Part:
+        wait_ms = backoff_ms(self._queue, self._clock, self.task.failures, outcome.retry_after_ms)
         return failed(
             self._database, self._clock, self._queue, outcome,
-            tid=self.task.tid, token=self.token, failures=self.task.failures,
+            tid=self.task.tid, token=self.token, wait_ms=wait_ms,
         )  # fmt: skip
 
     async def _hand_back(self) -> None:

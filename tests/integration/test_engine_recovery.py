@@ -41,8 +41,9 @@ async def enqueue_foreign(world: World) -> str:
     task_id = world.clock.new_id("task")
     await world.database.write(
         "enqueue", sid=session.sid, task_id=task_id, run_id=task_id.replace("task", "run"),
-        pool="builders", work="pool:builders", kind="pool", parallel=0, rank=4, max_attempts=3, on_unknown="suspend",
-        policy_version="p", trace="", payload=b"{}", origin="unix", session_limit=10,
+        pool="builders", work="pool:builders", kind="pool", parallel=0, rank=4, max_attempts=3,
+        on_unknown="suspend", policy_version="p", trace="", payload=b"{}", origin="unix",
+        session_limit=10,
         now=world.clock.wall_ms(),
     )  # fmt: skip
     return task_id
