@@ -60,9 +60,9 @@ class Queue:
         self.number += 1
         self.write(
             "enqueue", sid=sid, task_id=f"task_{self.number}", run_id=f"run_{self.number}",
-            pool="", kind="tool", parallel=int(parallel), rank=limits.PRIORITY_MAX - priority,
-            max_attempts=5, on_unknown="suspend", payload=b"{}", origin="unix", hash=b"",
-            session_limit=10**9, now=1,
+            pool="", work="tool:any", kind="tool", parallel=int(parallel),
+            rank=limits.PRIORITY_MAX - priority, max_attempts=5, on_unknown="suspend",
+            payload=b"{}", origin="unix", hash=b"", session_limit=10**9, now=1,
         )  # fmt: skip
 
     def claim(self) -> int:
@@ -76,8 +76,8 @@ class Queue:
             )
         token = self.random.randbytes(16)
         claimed = self.write(
-            "claim", pool="", owner="bench", token=token, lease_until_mono=1, policy_version="p",
-            aging_factor=limits.AGING_FACTOR, now=1,
+            "claim", pool="", owner="bench", token=token, lease_until_mono=1, now_mono=0,
+            policy_version="p", aging_factor=limits.AGING_FACTOR, now=1,
         )  # fmt: skip
         assert claimed["tid"] is not None
         sid: int = claimed["sid"]

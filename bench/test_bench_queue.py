@@ -65,16 +65,16 @@ def session_part(database: Database, number: int) -> Any:
 def task_part(database: Database, sid: int, number: int) -> Any:
     return database.bind(
         "enqueue", sid=sid, task_id=f"task_{number:026}", run_id=f"run_{number:026}", pool="",
-        kind="tool", parallel=1, rank=4, max_attempts=5, on_unknown="suspend", hash=b"",
-        policy_version="p", trace=f"00-{number:032x}-{number:016x}-01", payload=b"x" * 200,
-        origin="unix", session_limit=limits.TASKS_MAX, now=NOW,
+        work="tool:any", kind="tool", parallel=1, rank=4, max_attempts=5, on_unknown="suspend",
+        hash=b"", policy_version="p", trace=f"00-{number:032x}-{number:016x}-01",
+        payload=b"x" * 200, origin="unix", session_limit=limits.TASKS_MAX, now=NOW,
     )  # fmt: skip
 
 
 def claim_arguments(token: bytes) -> dict[str, Any]:
     return {
         "pool": "", "owner": "bench", "token": token, "lease_until_mono": 30_000,
-        "policy_version": "p", "aging_factor": limits.AGING_FACTOR, "now": NOW,
+        "now_mono": 0, "policy_version": "p", "aging_factor": limits.AGING_FACTOR, "now": NOW,
     }  # fmt: skip
 
 
