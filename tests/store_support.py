@@ -348,6 +348,10 @@ def _ready(connection: apsw.Connection) -> None:
         assert not let_in or let_in + running <= most
     for pool, claims in connection.execute("SELECT pool, claims FROM pools").fetchall():
         ((made,),) = connection.execute(
-            "SELECT ifnull(sum(attempt), 0) FROM tasks WHERE pool = ?", (pool,)
-        )
+            "SELECT ifnull(sum(attempt), 0) - (SELECT count(*) FROM events AS c "
+            "JOIN tasks AS t ON t.tid = c.tid WHERE c.type = 'task.claimed' AND t.pool = ?1 "
+            "AND EXISTS (SELECT 1 FROM events AS f WHERE f.sid = c.sid AND f.tid = c.tid "
+            "AND f.event_id > c.event_id AND f.type = 'run.forked')) FROM tasks WHERE pool = ?1",
+            (pool,),
+        )  # a fork takes its parent's claims along
         assert claims == made

@@ -186,6 +186,13 @@ def _proofs(verbs: Any) -> None:
         "--kills", type=_count, metavar="N", help="at most N kills, spread over the run"
     )
     _json(crash, "the report as one object")
+    fork = _verb(verbs, "fork", "fork", "branch a run off at an event; it acts only after a yes")
+    fork.add_argument("run", metavar="RUN", help="its id")
+    fork.add_argument(
+        "--at", type=_cursor, required=True, metavar="EVENT",
+        help="the last event of the run that counts; `goclaw events SESSION` shows them",
+    )  # fmt: skip
+    _json(fork, "the new ids as one object")
     replay = _verb(verbs, "replay", "replay", "make a run once more from its record, and compare")
     replay.add_argument("run", metavar="RUN", help="its id")
     _json(replay, "what was found as one object")

@@ -155,6 +155,8 @@ LOAD_BYTES_MAX: Final = 64 * MIB  # history that the bridge holds until it is wh
 BRIDGE_BYTES_MAX: Final = 1 * MIB  # of one direction of the bridge; then it reads no more
 
 # -- effects, tools, skills --------------------------------------------------------------------
+FORK_EVENTS_MAX: Final = 50_000  # copied in one transaction: half a second without other writes
+FORK_BYTES_MAX: Final = 32 * MIB  # the same
 EFFECTS_MAX: Final = 10_000  # per task: a loop bound
 PROBE_MS_MAX: Final = 30_000  # for a tool to say whether a call of it happened
 STEPS_MAX: Final = 200  # brain answers per run

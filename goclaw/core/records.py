@@ -28,6 +28,7 @@ __all__ = [
     "Done",
     "Effect",
     "Failed",
+    "Forked",
     "Outcome",
     "Receipt",
     "Retryable",
@@ -63,6 +64,8 @@ class Session:
     updated_at: int
     closed: bool
     deleted: bool
+    parent_id: str | None = None
+    """The session that this one was forked from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,11 @@ class Task:
     policy_version: str
     failures: int = 0
     """Retryable failures so far (Q-5)."""
+
+    @property
+    def is_fork(self) -> bool:
+        """Branched off another run: nothing that it does acts on the world without a yes (E-7)."""
+        return self.origin == "fork"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,23 @@ class RunEnd:
     event_id: int
     code: str | None = None
     message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A run that was branched off; ``stubbed``: its effects whose results were taken along."""
+
+    sid: int
+    session_id: str
+    run_id: str
+    task_id: str
+    event_id: int
+    """Head of the new session."""
+    stubbed: int
+    duplicate: bool
+    parent_session_id: str
+    parent_run_id: str
+    parent_event_id: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ _log = log.logger("engine.effects")
 STATUSES: Final = ("completed", "failed", "denied", "rejected", "unknown")
 """What a brain is told about a call; the column ``failed`` holds the index."""
 
+_FORK: Final = "this run is a fork: it acts on nothing without a yes"
 UNKNOWN_TEXT: Final = "outcome unknown: check before repeating"
 _UNKNOWN: Final = STATUSES.index("unknown")
 
@@ -462,9 +463,12 @@ class _Entry:
             return Verdict.ALLOW  # nothing is sent
         decision = self.call.decision
         found = Verdict.ALLOW if decision is None else decision.effect
-        if found is Verdict.ALLOW and (self.call.question or self.digest in self._journal.told):
-            return Verdict.ASK
-        return found
+        asks = self.call.question or self.digest in self._journal.told or self._acts_in_fork
+        return Verdict.ASK if asks and found is Verdict.ALLOW else found
+
+    @property
+    def _acts_in_fork(self) -> bool:
+        return self._journal.task.is_fork and self.call.effect_class is not EffectClass.PURE
 
     def why_asked(self) -> str:
         """For the person who is asked."""
@@ -473,7 +477,7 @@ class _Entry:
             return decision.reason
         if self.digest in self._journal.told:
             return "the same call was made before, and nobody knows whether it happened"
-        return ""
+        return _FORK if self._acts_in_fork else ""
 
     @property
     def _waited(self) -> bool:

@@ -281,10 +281,8 @@ class Intake:
         max_attempts: int,
         terms: Terms,
     ) -> Accepted:
-        self._check_open()
-        check_key(key)
         not_before, recurrence = self._begin(terms)
-        await self._check_room(session, key)
+        await self.check_new(key, session.sid)
         suffix = self._clock.new_id("task").removeprefix("task_")
         task_id, run_id, now = f"task_{suffix}", f"run_{suffix}", self._clock.wall_ms()
         bind = self._database.bind
@@ -359,11 +357,14 @@ class Intake:
         recurrence = Recurrence.checked(*terms.recurrence)
         return recurrence.after(max(now, (not_before or 0) - 1)), recurrence
 
-    async def _check_room(self, session: Session, key: str | None) -> None:
-        """QueueFull at the bound of all tasks, unless the submission is one that is known."""
+    async def check_new(self, key: str | None, sid: int = 0) -> None:
+        """May there be one more task? ShuttingDown, InvalidParams for a bad key, QueueFull at the
+        bound of all tasks unless the submission of that scope is one that is known."""
+        self._check_open()
+        check_key(key)
         if self._open_tasks() + self._arriving < self._queue.total_limit:
             return
-        known = key and await self._database.read("submission", sid=session.sid, key=key)
+        known = key and await self._database.read("submission", sid=sid, key=key)
         if not known:
             raise _full("total", self._queue.total_limit)
 
@@ -455,4 +456,5 @@ def session_of(row: dict[str, Any]) -> Session:
         interactive=bool(row["interactive"]), title=row["title"], head=row["head"],
         oldest=row["oldest"], created_at=row["created_at"], updated_at=row["updated_at"],
         closed=row["closed_at"] is not None, deleted=row["deleted_at"] is not None,
+        parent_id=row["parent_id"],
     )  # fmt: skip

@@ -19,6 +19,7 @@ from goclaw.core.records import Receipt, RunEnd
 from goclaw.core.states import TERMINAL, State
 from goclaw.engine.approvals import Approvals
 from goclaw.engine.external import External
+from goclaw.engine.forks import fork
 from goclaw.engine.gates import Gates
 from goclaw.engine.hub import Hub
 from goclaw.engine.intake import Intake
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import Config
     from goclaw.core.decisions import Decision
-    from goclaw.core.records import CallOf, Runner, Session
+    from goclaw.core.records import CallOf, Forked, Runner, Session
     from goclaw.store import Committed, Database, Event
 
 __all__ = ["Engine"]
@@ -143,6 +144,9 @@ class Engine:
             if step is None:
                 if kind == "run.ended":
                     self._ended(event[5] or "", event[6] or "", event[1], orjson.loads(event[9]))
+                    continue
+                if kind == "run.forked":  # its earlier steps were copied, not taken
+                    counts[orjson.loads(event[9])["state"]] += 1
                     continue
                 if not kind.startswith("task."):
                     continue
@@ -319,6 +323,26 @@ class Engine:
         run_id, state = prompts[0]
         shown = {"RUNNING": "running", "SUSPENDED": "requires_action"}.get(state, "queued")
         return {"runId": run_id, "state": shown}, len(prompts) - 1
+
+    async def fork(
+        self,
+        run_id: str,
+        at: int,
+        *,
+        key: str | None = None,
+        client: str | None,
+        decision: Decision | None = None,
+    ) -> Forked:
+        """Branch a run off at an event of its session (E-7); see ``forks.fork``. UnknownId,
+        SessionUnknown."""
+        await self.intake.check_new(key)
+        task = await self.run_task(run_id)
+        await self.intake.session(task["session_id"])  # a deleted one has no past to share
+        forked = await fork(
+            self.database, self.clock, task, at, key=key, client=client, decision=decision
+        )
+        self.look_again()  # where the run had not been claimed yet, nothing moved it to QUEUED
+        return forked
 
     async def signal(self, run_id: str, name: str, payload: bytes) -> int | None:
         """Give a run a signal; the event id, None when that name had one already (E-9)."""

@@ -113,7 +113,7 @@ async def session_block(connection: Connection, session: Session, params: Params
         {"name": str(server.get("name", ""))[: limits.ID_CHARS_MAX], "reason": "not supported yet"}
         for server in params.objects("mcpServers")
     ]
-    return {
+    block = {
         "streamId": session.stream_id,
         "headEventId": session.head,
         "oldestEventId": session.oldest,
@@ -121,6 +121,7 @@ async def session_block(connection: Connection, session: Session, params: Params
         "queued": queued,
         "mcpSkipped": skipped,
     }
+    return block if session.parent_id is None else {**block, "parentSessionId": session.parent_id}
 
 
 def _send_commands(connection: Connection, session: Session) -> None:
@@ -245,12 +246,14 @@ async def _list(connection: Connection, params: Params) -> Reply:
     )
     listed = []
     for session in sessions:
-        info = {
+        info: dict[str, Any] = {
             "sessionId": session.session_id,
             "cwd": session.cwd,
             "updatedAt": rfc3339(session.updated_at),
             "_meta": {"goclaw": {"closed": session.closed, "headEventId": session.head}},
         }
+        if session.parent_id is not None:
+            info["_meta"]["goclaw"]["parentSessionId"] = session.parent_id
         listed.append(info if session.title is None else {**info, "title": session.title})
     result: dict[str, Any] = {"sessions": listed}
     if following is not None:

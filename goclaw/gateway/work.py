@@ -427,6 +427,31 @@ async def _admin_skill(connection: Connection, params: Params) -> Reply:
     return Reply({"skills": connection.services.skills()})
 
 
+async def _admin_fork(connection: Connection, params: Params) -> Reply:
+    run_id, at = params.text("runId"), params.number("at", 1, limits.FIGURE_MAX)
+    if at is None:
+        raise InvalidParams("at is missing: the id of an event.", param="at")
+    decision = connection.require("admin.fork", run_id)
+    forked = await connection.engine.fork(
+        run_id, at, key=params.text_or_none("idempotencyKey", chars_max=limits.KEY_CHARS_MAX),
+        client=connection.client_id, decision=decision,
+    )  # fmt: skip
+    connection.services.on_session(forked.sid)
+    return Reply(
+        {
+            "sessionId": forked.session_id,
+            "runId": forked.run_id,
+            "taskId": forked.task_id,
+            "eventId": forked.event_id,
+            "stubbed": forked.stubbed,
+            "duplicate": forked.duplicate,
+            "parentSessionId": forked.parent_session_id,
+            "parentRunId": forked.parent_run_id,
+            "parentEventId": forked.parent_event_id,
+        }
+    )
+
+
 async def _admin_replay(connection: Connection, params: Params) -> Later:
     run_id = params.text("runId")
     connection.require("admin.replay", run_id)
@@ -463,6 +488,7 @@ METHODS: Final[dict[str, Handler]] = {
     "_goclaw/system/status": _status,
     "_goclaw/admin/policy": _admin_policy,
     "_goclaw/admin/skill": _admin_skill,
+    "_goclaw/admin/fork": _admin_fork,
     "_goclaw/admin/replay": _admin_replay,
     "_goclaw/admin/shutdown": _admin_shutdown,
 }

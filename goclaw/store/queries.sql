@@ -1074,6 +1074,115 @@ SELECT seq, link FROM audit ORDER BY seq DESC LIMIT 1;
 INSERT INTO audit (seq, at, record, link)
 VALUES (:seq + 1, :now, :record, chain_link(:link, :seq + 1, :now, 'audit', NULL, NULL, :record));
 
+-- What the log says of an effect, by its ordinal; ``sid``, ``tid`` and ``at`` bound what is looked at.
+-- fragment: ended_effects
+SELECT json_extract(CAST(e.payload AS TEXT), '$.ordinal') FROM events AS e
+ WHERE e.sid = :of_sid AND e.event_id <= :at AND e.tid = :of_tid
+   AND (e.type = 'effect.result' AND json_extract(CAST(e.payload AS TEXT), '$.state') = 'result'
+        OR e.type = 'effect.settled' AND json_extract(CAST(e.payload AS TEXT), '$.outcome') = 'done')
+
+-- program: fork sid_key hash of_tid at was attempts session_id stream_id task_id run_id trace client now
+-- A session with the past of another one up to event ``at``, and in it the run of ``of_tid`` as it
+-- stood there, QUEUED: the effects that had ended by then keep their results, the others are to come
+-- (E-7). Of that run all events are copied, of earlier ones what was said; the salt goes with them,
+-- since their digests do. was: the task's state at that event, attempts: its claims so far. The same
+-- key again returns the same fork.
+-- returns: sid session_id task_id run_id event_id stubbed duplicate
+-- step: run
+SELECT NULL AS dup_sid, NULL AS dup_hash, 0 AS duplicate;
+-- step: run
+SELECT tid AS dup_sid, hash AS dup_hash FROM submissions
+ WHERE :sid_key IS NOT NULL AND sid = 0 AND key = :sid_key;
+-- step: refuse idempotency_conflict
+SELECT 1 WHERE :dup_hash IS NOT NULL AND :dup_hash <> :hash;
+-- step: stop
+SELECT s.sid, s.session_id, t.task_id, t.run_id, s.head AS event_id, 1 AS duplicate,
+       (SELECT count(*) FROM effects AS e WHERE e.tid = t.tid AND e.key LIKE 'fork:%') AS stubbed
+  FROM sessions AS s JOIN tasks AS t ON t.sid = s.sid
+ WHERE :dup_sid IS NOT NULL AND s.sid = :dup_sid ORDER BY t.tid LIMIT 1;
+-- step: expect unknown_id
+SELECT t.sid AS of_sid, t.task_id AS of_task, t.run_id AS of_run, s.session_id AS of_session,
+       s.salt, t.line, t.wid, (SELECT max(tid) + 1 FROM tasks) AS tid, :attempts AS attempt
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid WHERE t.tid = :of_tid;
+-- step: run
+INSERT INTO sessions (session_id, updated_at, salt, link, open, weight)
+SELECT :session_id, :now, salt, zeroblob(32), 1, weight FROM sessions WHERE sid = :of_sid
+RETURNING sid;
+-- step: run
+INSERT INTO session_info (sid, stream_id, cwd, roots, brain, interactive, title, created_at,
+                          parent_sid, parent_event)
+SELECT :sid, :stream_id, cwd, roots, brain, interactive, title, :now, :of_sid, :at
+  FROM session_info WHERE sid = :of_sid;
+-- step: run
+INSERT INTO submissions (sid, key, hash, tid, created_at)
+SELECT 0, :sid_key, :hash, :sid, :now WHERE :sid_key IS NOT NULL;
+-- step: run
+INSERT INTO tasks (tid, task_id, run_id, sid, seq, line, wid, pool, kind, state, rank, attempt,
+                   max_attempts, on_unknown, reason, policy_version, trace, timeout_ms, created_at,
+                   updated_at)
+SELECT :tid, :task_id, :run_id, :sid, :tid, line, wid, pool, kind, 'QUEUED', rank, :attempt,
+       max_attempts, on_unknown, 'forked', policy_version, :trace, timeout_ms, :now, :now
+  FROM tasks WHERE tid = :of_tid;
+-- step: run
+INSERT INTO task_payloads (tid, payload, client, origin)
+SELECT :tid, payload, :client, 'fork' FROM task_payloads WHERE tid = :of_tid;
+-- step: run
+UPDATE sessions SET turn = :tid WHERE sid = :sid AND :line = 0 AND :attempt > 0;
+-- step: run
+INSERT INTO effects (tid, ordinal, kind, name, class, state, key, hash, request, result, failed,
+                     deduplicated, call_id, attempt, token, created_at, updated_at)
+SELECT :tid, ordinal, kind, name, class, state, 'fork:' || key, hash, request, result, failed,
+       deduplicated, call_id, attempt, token, created_at, updated_at
+  FROM effects WHERE tid = :of_tid AND state = 'result' AND ordinal IN (<<ended_effects>>);
+-- step: run
+INSERT INTO events (sid, event_id, kind, type, at, tid, attempt, payload, digest)
+SELECT :sid, row_number() OVER (ORDER BY event_id), kind, type, at, iif(tid = :of_tid, :tid, NULL),
+       attempt, payload, digest
+  FROM events WHERE sid = :of_sid AND event_id <= :at AND (kind <> 1 OR tid = :of_tid);
+-- The chain anew: each row of the walk follows from the one before, and the last stays.
+-- step: run
+WITH RECURSIVE walk (event_id, link) AS (
+  SELECT 0, zeroblob(32)
+   UNION ALL
+  SELECT e.event_id,
+         chain_link(walk.link, e.event_id, e.at, e.type, iif(e.tid IS NULL, NULL, :run_id),
+                    iif(e.tid IS NULL, NULL, :task_id), e.digest)
+    FROM walk JOIN events AS e ON e.sid = :sid AND e.event_id = walk.event_id + 1)
+SELECT event_id, link FROM walk;
+-- step: emit
+SELECT 1 AS kind, 'message.interrupted' AS type,
+       json_object('messageId', :of_task || '.' || json_extract(CAST(i.payload AS TEXT), '$.ordinal')
+                                || '.' || i.attempt,
+                   'ordinal', json_extract(CAST(i.payload AS TEXT), '$.ordinal')) AS payload
+  FROM events AS i
+ WHERE i.sid = :of_sid AND i.event_id <= :at AND i.tid = :of_tid AND i.type = 'effect.intent'
+   AND i.attempt = :attempt AND json_extract(CAST(i.payload AS TEXT), '$.kind') = 'brain'
+   AND json_extract(CAST(i.payload AS TEXT), '$.ordinal') NOT IN (<<ended_effects>>)
+   AND NOT EXISTS (
+         SELECT 1 FROM events AS x
+          WHERE x.sid = :of_sid AND x.event_id > i.event_id AND x.event_id <= :at
+            AND x.tid = :of_tid AND x.type = 'message.interrupted'
+            AND json_extract(CAST(x.payload AS TEXT), '$.ordinal')
+                = json_extract(CAST(i.payload AS TEXT), '$.ordinal'));
+-- step: emit
+SELECT 1 AS kind, 'approval.resolved' AS type,
+       json_object('approvalId', json_extract(CAST(o.payload AS TEXT), '$.approvalId'),
+                   'outcome', 'cancelled', 'by', 'fork') AS payload
+  FROM events AS o
+ WHERE o.sid = :of_sid AND o.event_id <= :at AND o.tid = :of_tid AND o.type = 'approval.opened'
+   AND json_extract(CAST(o.payload AS TEXT), '$.approvalId') NOT IN (
+         SELECT json_extract(CAST(r.payload AS TEXT), '$.approvalId') FROM events AS r
+          WHERE r.sid = :of_sid AND r.event_id <= :at AND r.tid = :of_tid
+            AND r.type = 'approval.resolved');
+-- step: run
+SELECT count(*) AS stubbed FROM effects WHERE tid = :tid;
+-- step: emit
+SELECT 1 AS kind, 'run.forked' AS type,
+       json_object('parentSessionId', :of_session, 'parentRunId', :of_run, 'parentEventId', :at,
+                   'state', :was, 'stubbed', :stubbed) AS payload;
+<<event_when :was <> 'QUEUED' | 1 | 'task.requeued' | json_object('from', :was, 'to', 'QUEUED', 'reason', 'forked')>>
+<<promote 0 | :sid | :line | w.broken IS NULL>>
+
 -- program: policy_put version text now
 -- returns: version
 -- step: run
@@ -1112,18 +1221,24 @@ INSERT INTO meta (key, value) VALUES ('boot', :boot)
 
 -- query: session_by_id session_id
 SELECT s.sid, s.session_id, s.head, s.oldest, s.turn, s.open, s.updated_at, i.stream_id, i.cwd,
-       i.roots, i.brain, i.interactive, i.title, i.created_at, i.closed_at, i.deleted_at
-  FROM sessions AS s JOIN session_info AS i ON i.sid = s.sid WHERE s.session_id = :session_id;
+       i.roots, i.brain, i.interactive, i.title, i.created_at, i.closed_at, i.deleted_at,
+       p.session_id AS parent_id
+  FROM sessions AS s JOIN session_info AS i ON i.sid = s.sid
+  LEFT JOIN sessions AS p ON p.sid = i.parent_sid WHERE s.session_id = :session_id;
 
 -- query: session_by_sid sid
 SELECT s.sid, s.session_id, s.head, s.oldest, s.turn, s.open, s.updated_at, i.stream_id, i.cwd,
-       i.roots, i.brain, i.interactive, i.title, i.created_at, i.closed_at, i.deleted_at
-  FROM sessions AS s JOIN session_info AS i ON i.sid = s.sid WHERE s.sid = :sid;
+       i.roots, i.brain, i.interactive, i.title, i.created_at, i.closed_at, i.deleted_at,
+       p.session_id AS parent_id
+  FROM sessions AS s JOIN session_info AS i ON i.sid = s.sid
+  LEFT JOIN sessions AS p ON p.sid = i.parent_sid WHERE s.sid = :sid;
 
 -- query: sessions_listed cwd before_at before_sid limit
 SELECT s.sid, s.session_id, s.head, s.oldest, s.turn, s.open, s.updated_at, i.stream_id, i.cwd,
-       i.roots, i.brain, i.interactive, i.title, i.created_at, i.closed_at, i.deleted_at
+       i.roots, i.brain, i.interactive, i.title, i.created_at, i.closed_at, i.deleted_at,
+       p.session_id AS parent_id
   FROM session_info AS i JOIN sessions AS s ON s.sid = i.sid
+  LEFT JOIN sessions AS p ON p.sid = i.parent_sid
  WHERE i.deleted_at IS NULL AND (i.created_at, i.sid) < (:before_at, :before_sid)
    AND (:cwd IS NULL OR i.cwd = :cwd)
  ORDER BY i.created_at DESC, i.sid DESC LIMIT :limit;
@@ -1316,6 +1431,24 @@ SELECT name, payload FROM signals WHERE tid = :tid;
 -- query: submission sid key
 SELECT t.task_id, t.run_id, t.state FROM submissions AS u JOIN tasks AS t ON t.tid = u.tid
  WHERE u.sid = :sid AND u.key = :key;
+
+-- Where a task stood at an event of its session, and how much of the log a fork there would copy.
+-- query: fork_point sid tid at
+SELECT p.state, p.attempt, p.whole, p.events, p.bytes
+  FROM (SELECT json_extract(CAST(l.payload AS TEXT), '$.to') AS state, l.attempt,
+               json_extract(CAST(f.payload AS TEXT), '$.from') IS NULL AS whole,
+               (SELECT count(*) FROM events AS c
+                 WHERE c.sid = :sid AND c.event_id <= :at) AS events,
+               (SELECT ifnull(sum(length(c.payload)), 0) FROM events AS c
+                 WHERE c.sid = :sid AND c.event_id <= :at) AS bytes
+          FROM events AS l
+          JOIN events AS f ON f.sid = :sid AND f.event_id = (
+                 SELECT min(b.event_id) FROM events AS b
+                  WHERE b.sid = :sid AND b.event_id <= :at AND b.tid = :tid AND b.type LIKE 'task.%')
+         WHERE l.sid = :sid AND l.event_id = (
+                 SELECT max(b.event_id) FROM events AS b
+                  WHERE b.sid = :sid AND b.event_id <= :at AND b.tid = :tid
+                    AND b.type LIKE 'task.%')) AS p;
 
 -- query: submission_of_task tid
 SELECT payload, key, client, origin FROM task_payloads WHERE tid = :tid;

@@ -206,6 +206,27 @@ def test_a_record_that_was_altered_is_told_apart(
     assert what in divergence["what"]
 
 
+@pytest.mark.req("E-7", "U-1")
+def test_a_fork_is_made_and_replayed_by_the_command_line(w: World) -> None:
+    run = scripted(w)
+    (session,) = {one["sessionId"] for one in w.lines("task", "list")}
+    log = w.lines("events", session)
+    at = next(
+        one["eventId"] for one in log if one["type"] == "effect.result" and one["ordinal"] == 3
+    )
+    assert "--at" in w.goclaw("fork", run, code=2).stderr
+    assert "There is no event 999" in w.goclaw("fork", run, "--at", "999", code=None).stderr
+    w.serve()
+    (fork,) = w.lines("fork", run, "--at", str(at))
+    assert (fork["parentSessionId"], fork["parentRunId"], fork["stubbed"]) == (session, run, 4)
+    (last,) = w.lines("run", "go", "--session", fork["sessionId"])[-1:]  # behind it in the line
+    assert last["state"] == "SUCCEEDED"
+    assert replayed(w, fork["runId"], 0)["whole"]
+    assert f"approvals list --session {fork['sessionId'][:8]}" in (
+        w.goclaw("fork", run, "--at", str(at)).stdout
+    )
+
+
 def test_what_cannot_be_replayed_is_named(w: World) -> None:
     assert "does not exist" in w.goclaw("replay", "run_1", code=5).stderr
     run = scripted(w)

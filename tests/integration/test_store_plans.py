@@ -38,7 +38,8 @@ SCANS = {
     "w USING INDEX works_gated": "the kinds of work that have a gate",
     "works USING INDEX works_gated": "the same",
     "recovered": "what one start reclaimed",
-    "(subquery": "the same, in its order",
+    "(subquery": "the same, in its order; what a fork copies (limits.FORK_EVENTS_MAX)",
+    "walk": "the link so far, one row",
     "audit": "backwards from the last row, and no further",
 }
 # Rows that are counted: once at the start, and for a person who asks.

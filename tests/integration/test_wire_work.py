@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
+import orjson
 import pytest
 from wire_support import OPTED_IN, House, text, wire
 
@@ -155,6 +156,41 @@ async def test_status_and_administration(house: House) -> None:
     }
     assert await client.call("_goclaw/admin/shutdown") == {}
     assert house.stops == [True]
+
+
+@wire()
+@pytest.mark.req("E-7", "A-1")
+async def test_a_fork_is_a_session_with_a_parent(house: House) -> None:
+    client = await house.ws()
+    session = await client.new_session()
+    turn = await client.turn(session, "say:hello")
+    run = turn["_meta"]["goclaw"]["runId"]
+    events = (await client.call("_goclaw/session/events", {"sessionId": session}))["events"]
+    at = next(
+        one["_meta"]["goclaw"]["eventId"]
+        for one in events
+        if one.get("event", {}).get("type") == "task.running"
+    )
+    asked = {"runId": run, "at": at, "idempotencyKey": "k"}
+    fork = await client.call("_goclaw/admin/fork", asked)
+    assert (fork["parentSessionId"], fork["parentRunId"], fork["parentEventId"]) == (
+        session, run, at,
+    )  # fmt: skip
+    assert fork["duplicate"] is False
+    again = await client.call("_goclaw/admin/fork", asked)
+    assert (again["runId"], again["duplicate"]) == (fork["runId"], True)
+    block = await client.call("_goclaw/session/subscribe", {"sessionId": fork["sessionId"]})
+    assert block["parentSessionId"] == session
+    listed = (await client.call("session/list", {}))["sessions"]
+    parents = {one["sessionId"]: one["_meta"]["goclaw"].get("parentSessionId") for one in listed}
+    assert parents == {session: None, fork["sessionId"]: session}
+    audit = await house.engine.database.read("audit_after", seq=0, limit=100)
+    actions = [orjson.loads(row[2])["action"] for row in audit]
+    assert actions.count("admin.fork") == 1  # it commits with the fork, and with nothing else
+    for params in ({"runId": run}, {"runId": run, "at": 0}, {"at": 1}, {"runId": run, "at": 10**6}):
+        assert (await client.refused("_goclaw/admin/fork", params))["code"] == -32602
+    error = await client.refused("_goclaw/admin/fork", {"runId": "run_none", "at": 1})
+    assert error["code"] == -31016
 
 
 @wire()
