@@ -15,7 +15,7 @@ import orjson
 from goclaw.core import limits, log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from goclaw.core.clock import Clock
     from goclaw.core.config import Gate
@@ -27,10 +27,20 @@ _log = log.logger("engine.gates")
 
 
 class Gates:
-    """The gates of this home. A work is ``tool:NAME``, ``brain:NAME`` or ``pool:NAME``."""
+    """The gates of this home. A work is ``tool:NAME``, ``brain:NAME`` or ``pool:NAME``.
 
-    def __init__(self, database: Database, clock: Clock, bounds: Mapping[str, Gate]) -> None:
+    ``let_in`` is called when tasks that waited may be claimed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        bounds: Mapping[str, Gate],
+        let_in: Callable[[], None],
+    ) -> None:
         self._database, self._clock, self._bounds = database, clock, bounds
+        self._let_in = let_in
         self._gated: set[str] = set()
         self._running: Counter[str] = Counter()
 
@@ -61,7 +71,7 @@ class Gates:
                     for part in parts[start : start + limits.BATCH_OPERATIONS_MAX]
                 )
             )
-        self._gated = {*self._bounds, *(work for work in known if work not in ended)}
+        self._gated = {*self._bounds, *known}
 
     def observe(self, events: list[Event]) -> None:
         """A breaker that opened is a gate from now on."""
@@ -91,6 +101,7 @@ class Gates:
                 due = bool(committed.parts[0][0])
                 let_in += due
             if let_in:
+                self._let_in()
                 _log.info("gate open", extra={"data": {"work": work, "letIn": let_in}})
             if refill is not None and refill <= now_mono:
                 ahead.append(1)  # it has been moved on: see to where

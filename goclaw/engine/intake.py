@@ -340,6 +340,12 @@ class Intake:
     def _begin(self, terms: Terms) -> tuple[int | None, Recurrence | None]:
         """When the task may first run, and how it recurs; InvalidParams for what cannot be."""
         now, not_before = self._clock.wall_ms(), terms.not_before_ms
+        if max(not_before or 0, terms.deadline_ms or 0) > now + limits.CALENDAR_MS_MAX:
+            raise InvalidParams(
+                "A task cannot wait for longer than a century; nothing was accepted.",
+                hint="notBeforeMs and deadlineMs are moments, in milliseconds since the epoch.",
+                param="notBeforeMs",
+            )
         if terms.deadline_ms is not None and terms.deadline_ms <= max(now, not_before or 0):
             raise InvalidParams(
                 "The deadline passes before the task may begin; nothing was accepted.",

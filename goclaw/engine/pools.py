@@ -78,10 +78,14 @@ class Pools:
 
     def observe(self, events: list[Event]) -> None:
         """A commit that may have made a task of a pool claimable: look, if anybody waits."""
-        if any(event[3].startswith("task.") for event in events):
-            self._changes += 1
-            if self._waiting and self._looking is None:
-                self._looking = asyncio.ensure_future(self._look())
+        if any(event[3].startswith(("task.", "schedule.due")) for event in events):
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Something may be claimable that was not: look, if anybody waits."""
+        self._changes += 1
+        if self._waiting and self._looking is None:
+            self._looking = asyncio.ensure_future(self._look())
 
     async def _look(self) -> None:
         """Wake the first waiter of each pool that has something, until nothing changes any more."""

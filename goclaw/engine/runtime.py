@@ -76,7 +76,7 @@ class Engine:
             database, clock, config.queue, open_tasks=self.open_tasks,
             policy_version=policy_version,
         )  # fmt: skip
-        self.gates = Gates(database, clock, config.queue.gates)
+        self.gates = Gates(database, clock, config.queue.gates, self._let_in)
         self.scheduler = Scheduler(
             database, clock, config.queue, runner, f"lane:{daemon_boot}", self.gates,
             load_session=self._session_of, policy_version=policy_version, only_sids=only_sids,
@@ -120,6 +120,10 @@ class Engine:
         self._schedules.start()
         self.scheduler.start()
         self.hub.open()
+
+    def _let_in(self) -> None:
+        self.scheduler.look_again()
+        self.pools.look_again()
 
     def look_again(self) -> None:
         """Sessions joined ``only_sids``: their tasks may have been waiting for a lane."""

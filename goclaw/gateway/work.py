@@ -16,6 +16,7 @@ from goclaw.core import limits
 from goclaw.core.clock import rfc3339
 from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
 from goclaw.core.errors import InvalidParams
+from goclaw.core.records import Terms
 from goclaw.core.states import EffectClass, State
 from goclaw.engine.settlement import OUTCOMES
 from goclaw.gateway.connection import Connection, Handler, Later, Reply
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["METHODS"]
 
 _STATES: Final = tuple(str(state) for state in State)
-_NOT_BUILT: Final = ("notBeforeMs", "timeoutMs", "deadlineMs", "unique", "schedule")
 _CLASSES: Final = ("irreversible", "keyed", "probeable", "pure")  # the first unless one is named
 _PARAMS: Final = b'"params":'
 
@@ -169,10 +169,8 @@ async def _session_or_none(connection: Connection, params: Params) -> Session | 
 
 
 async def _task_submit(connection: Connection, params: Params) -> Reply | Later:
-    for name in _NOT_BUILT:
-        if name in params:
-            raise InvalidParams(f"{name} is not supported yet.", param=name)
     session = await own_session(connection, params)
+    terms = _terms(params)
     submit = _submission(connection, session, params)
     decision = connection.require("run.submit", session.session_id, session)
     connection.services.on_session(session.sid)
@@ -186,12 +184,32 @@ async def _task_submit(connection: Connection, params: Params) -> Reply | Later:
             else limits.PRIORITY,
             parallel=params.flag("parallel", False),
             max_attempts=params.number("maxAttempts", 1, limits.MAX_ATTEMPTS_MAX),
+            terms=terms,
             trace=params.trace,
             decision=decision,
         )
     )
     connection.roster.submitting(session.sid, submission)
     return Later(_accepted(submission))
+
+
+def _terms(params: Params) -> Terms:
+    """When the task may run, how long, and whether again (Q-12, Q-13)."""
+    schedule, recurrence = params.object("schedule"), None
+    if schedule:
+        given = Params(schedule)
+        recurrence = (
+            given.text("cron"),
+            given.text_or_none("timeZone") or "UTC",
+            given.choice("misfire", ("once", "skip", "all")),
+        )
+    return Terms(
+        not_before_ms=params.number("notBeforeMs", 0, limits.FIGURE_MAX),
+        timeout_ms=params.number("timeoutMs", 1, limits.TIMEOUT_MS_MAX),
+        deadline_ms=params.number("deadlineMs", 0, limits.FIGURE_MAX),
+        unique=params.text_or_none("unique", chars_max=limits.KEY_CHARS_MAX),
+        recurrence=recurrence,
+    )
 
 
 def _submission(
@@ -248,6 +266,9 @@ def _task(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:
         "leaseOwner": row["lease_owner"],
         "leaseExpiresInMs": expires,
         "availableAt": None if due is None else rfc3339(due),
+        "deadlineAt": None if row["deadline_at"] is None else rfc3339(row["deadline_at"]),
+        "timeoutMs": row["timeout_ms"],
+        "fingerprint": row["fingerprint"],
         "createdAt": rfc3339(row["created_at"]),
         "updatedAt": rfc3339(row["updated_at"]),
         "result": None if row["result"] is None else orjson.Fragment(row["result"]),

@@ -1,0 +1,329 @@
+"""Gates: how many at once, how often, breakers, reserved lanes, and lines that pass each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from engine_support import Home, World, passes, settled
+
+from goclaw.core import limits
+from goclaw.core.records import Call, Done, Failed, Retryable, Succeeded, Terms
+from goclaw.core.states import EffectClass
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from goclaw.core.records import Attempt, Outcome
+
+HOUR_S = 3600
+
+
+class Crowd:
+    """Plays that count who runs at the same time."""
+
+    def __init__(self, ms: float = 1_000) -> None:
+        self.ms = ms
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.begun: list[tuple[str, int]] = []
+
+    def play(self, house: Home, name: str) -> None:
+        async def run(attempt: Attempt) -> Outcome:
+            self.begun.append((name, house.clock.mono_ms()))
+            self.now[name] += 1
+            self.most[name] = max(self.most[name], self.now[name])
+            try:
+                await passes(self.ms)
+            finally:
+                self.now[name] -= 1
+            return Succeeded()
+
+        house.plays[name] = run
+
+
+@pytest.mark.req("Q-16", "Q-17")
+def test_no_more_at_once_than_the_bound_and_all_of_them_come(home: Path) -> None:
+    house, crowd = Home(home, lanes=8, bounds="tool:narrow 2 at once"), Crowd()
+    crowd.play(house, "narrow")
+    crowd.play(house, "wide")
+
+    async def main(world: World) -> None:
+        sessions = [await world.session() for _ in range(6)]
+        tasks = [
+            await world.tool(session, name, parallel=parallel)
+            for session in sessions
+            for name, parallel in (("narrow", True), ("narrow", False), ("wide", True))
+        ]
+        for task in tasks:
+            assert await world.ended(task) == "SUCCEEDED"
+        assert crowd.most["narrow"] == 2
+        assert crowd.most["wide"] > 2  # the gate is before its own work only
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-16")
+def test_a_bound_holds_over_a_crash_and_goes_with_the_config(home: Path) -> None:
+    house, crowd = Home(home, lanes=8), Crowd()
+    crowd.play(house, "narrow")
+
+    async def submit(world: World) -> Any:
+        tasks = [await world.tool(await world.session(), "narrow") for _ in range(6)]
+        await passes(500)
+        return tasks
+
+    async def finish(world: World) -> None:
+        for task in tasks:
+            assert await world.ended(task) == "SUCCEEDED"
+
+    tasks = house.live(submit, bounds="tool:narrow 1 at once")
+    assert crowd.most["narrow"] == 1
+    crowd.most.clear()
+    crowd.now.clear()
+    house.live(finish)  # no bound any more
+    assert crowd.most["narrow"] == 6
+
+
+@pytest.mark.req("Q-16")
+def test_no_more_often_than_the_rate_over_restarts(home: Path) -> None:
+    house, crowd = Home(home, lanes=8, bounds="tool:often 3/min"), Crowd(ms=10)
+    crowd.play(house, "often")
+
+    async def submit(world: World) -> Any:
+        tasks = [await world.tool(await world.session(), "often") for _ in range(8)]
+        await passes(25_000)
+        return tasks
+
+    async def finish(world: World) -> None:
+        for task in tasks:
+            assert await world.ended(task) == "SUCCEEDED"
+
+    tasks = house.live(submit)
+    house.live(finish)
+    times = [at for _, at in crowd.begun]
+    assert len(times) == 8
+    for start in times:  # a bucket of three, refilled by one each 20 s
+        assert sum(start <= at < start + 20_000 for at in times) <= 4
+    assert times[-1] - times[0] >= 4 * 20_000
+
+
+@pytest.mark.req("Q-7", "Q-17")
+def test_one_fingerprint_in_several_tasks_opens_the_breaker(home: Path) -> None:
+    house = Home(home, lanes=4, backoff_ms_min=100, backoff_ms_max=100)
+    up = False
+    calls: list[int] = []
+
+    async def far(attempt: Attempt) -> Outcome:
+        calls.append(house.clock.mono_ms())
+        if not up:
+            return Failed("refused", "no", retryable=True, fingerprint="refused")
+        return Succeeded()
+
+    house.plays["far"] = far
+
+    async def main(world: World) -> None:
+        nonlocal up
+        tasks = [await world.tool(await world.session(), "far") for _ in range(30)]
+        other = await world.tool(await world.session(), "other")
+        assert await world.ended(other) == "SUCCEEDED"  # other work goes on
+        await passes(5_000)
+        opened = len(calls)
+        assert limits.BREAKER_TASKS <= opened <= limits.BREAKER_TASKS + 4
+        await passes(limits.BREAKER_PROBE_MS * 3)
+        probes = calls[opened:]
+        assert 1 <= len(probes) <= 2  # one at a time, ever more seldom
+        up = True
+        for task in tasks:
+            assert await world.ended(task) == "SUCCEEDED"
+        assert len(calls) <= 30 + opened + 4
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-7")
+def test_an_open_breaker_survives_a_restart_and_a_reboot(home: Path) -> None:
+    house = Home(home, lanes=4, backoff_ms_min=100, backoff_ms_max=100)
+    up = False
+
+    async def far(attempt: Attempt) -> Outcome:
+        house.plays.order.append("call")
+        if up:
+            return Succeeded()
+        return Failed("refused", "no", retryable=True, fingerprint="refused")
+
+    house.plays["far"] = far
+
+    async def first(world: World) -> Any:
+        tasks = [await world.tool(await world.session(), "far") for _ in range(6)]
+        await passes(3_000)
+        return tasks
+
+    async def second(world: World) -> None:
+        nonlocal up
+        known = house.plays.order.count("call")
+        await passes(1_000)
+        assert house.plays.order.count("call") == known
+        up = True
+        for task in tasks:
+            assert await world.ended(task) == "SUCCEEDED"
+
+    tasks = house.live(first)
+    house.live(second)
+
+
+@pytest.mark.req("Q-7", "Q-16")
+def test_calls_inside_runs_come_to_the_same_gate(home: Path) -> None:
+    """A prompt's call of a tool whose breaker is open parks the attempt; its lane is free."""
+    house = Home(home, lanes=2, backoff_ms_min=100, backoff_ms_max=100)
+    up = False
+    dispatched: list[int] = []
+
+    async def dispatch(key: str, cancelled: asyncio.Event) -> Done:
+        dispatched.append(house.clock.mono_ms())
+        if not up:
+            raise Retryable("refused", "no", fingerprint="refused")
+        return Done(b"1")
+
+    async def asks(attempt: Attempt) -> Outcome:
+        await attempt.perform([Call("tool", "far", b"{}", EffectClass.KEYED, dispatch)])
+        return Succeeded()
+
+    house.plays["asks"] = asks
+
+    async def main(world: World) -> None:
+        nonlocal up
+        prompts = [await world.prompt(await world.session(), "asks") for _ in range(8)]
+        await passes(5_000)
+        opened = len(dispatched)
+        assert opened <= limits.BREAKER_TASKS + 2
+        states = Counter([await world.state(prompt) for prompt in prompts])
+        assert states["SUSPENDED"] + states["RETRY_WAIT"] == 8
+        assert not world.engine.scheduler.live
+        other = await world.prompt(await world.session(), "other")
+        assert await world.ended(other) == "SUCCEEDED"
+        up = True
+        for prompt in prompts:
+            assert await world.ended(prompt) == "SUCCEEDED"
+            row = await world.engine.task(prompt.task_id)
+            assert row["crashes"] == 0
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-16")
+def test_calls_inside_runs_keep_the_bound_and_the_rate(home: Path) -> None:
+    house = Home(home, lanes=6, bounds="tool:far 2 at once, 4/min")
+    running = most = 0
+    begun: list[int] = []
+
+    async def dispatch(key: str, cancelled: asyncio.Event) -> Done:
+        nonlocal running, most
+        begun.append(house.clock.mono_ms())
+        running += 1
+        most = max(most, running)
+        await passes(500)
+        running -= 1
+        return Done(b"1")
+
+    async def asks(attempt: Attempt) -> Outcome:
+        await attempt.perform([Call("tool", "far", b"{}", EffectClass.KEYED, dispatch)])
+        return Succeeded()
+
+    house.plays["asks"] = asks
+
+    async def main(world: World) -> None:
+        prompts = [await world.prompt(await world.session(), "asks") for _ in range(8)]
+        for prompt in prompts:
+            assert await world.ended(prompt) == "SUCCEEDED"
+        assert most == 2
+        for start in begun:
+            assert sum(start <= at < start + 15_000 for at in begun) <= 5
+        assert begun[-1] - begun[0] >= 3 * 15_000
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-16", "R-2")
+def test_reserved_lanes_are_for_prompts(home: Path) -> None:
+    house, crowd = Home(home, lanes=4, reserved_lanes=2), Crowd(ms=10_000)
+    crowd.play(house, "tool")
+    crowd.play(house, "prompt")
+
+    async def main(world: World) -> None:
+        tools = [await world.tool(await world.session(), "tool") for _ in range(12)]
+        await passes(1_000)
+        assert crowd.now["tool"] == 2
+        began = world.clock.mono_ms()
+        prompts = [await world.prompt(await world.session(), "prompt") for _ in range(2)]
+        await settled()
+        assert crowd.now["prompt"] == 2
+        for prompt in prompts:
+            await world.ended(prompt)
+        assert world.clock.mono_ms() - began < 11_000
+        # Prompts may have all lanes.
+        many = [await world.prompt(await world.session(), "prompt") for _ in range(8)]
+        for task in (*many, *tools):
+            assert await world.ended(task) == "SUCCEEDED"
+        assert crowd.most["tool"] == 2
+        assert house.plays.most <= 4
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-9", "Q-17")
+def test_a_parallel_task_that_nobody_takes_holds_nobody_up(home: Path) -> None:
+    house = Home(home, lanes=1)
+
+    async def main(world: World) -> None:
+        session = await world.session()
+        pooled = await world.intake.submit_work(
+            session, "nobody", 1, key=None, client=None, origin="unix", parallel=True
+        )
+        for parallel in (True, False):
+            task = await world.tool(session, "x", parallel=parallel)
+            assert await world.ended(task) == "SUCCEEDED"
+        assert await world.state(pooled) == "QUEUED"
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-8", "Q-9")
+def test_several_lines_are_no_larger_share(home: Path) -> None:
+    """A session whose parallel tasks are of many kinds gets what one with a single kind gets."""
+    house = Home(home, lanes=1)
+
+    async def main(world: World) -> None:
+        many, single = await world.session(), await world.session()
+        first = await world.tool(await world.session(), "first")
+        tasks = [await world.tool(single, "single", parallel=True) for _ in range(40)]
+        tasks += [await world.tool(many, f"kind{n % 8}", parallel=True) for n in range(40)]
+        world.engine.open_lanes()
+        for task in (first, *tasks):
+            await world.ended(task)
+        order = [name for name in house.plays.order if name != "first"]
+        assert len(order) == 80
+        for end in range(1, 80):
+            started = Counter(name == "single" for name in order[:end])
+            assert abs(started[True] - started[False]) <= 2, (end, order[:end])
+
+    house.live(main, lanes=False)
+
+
+@pytest.mark.req("Q-13", "Q-16")
+def test_a_task_at_a_gate_has_its_deadline(home: Path) -> None:
+    house, crowd = Home(home, lanes=4, bounds="tool:narrow 1 at once"), Crowd(ms=60_000)
+    crowd.play(house, "narrow")
+
+    async def main(world: World) -> None:
+        first = await world.tool(await world.session(), "narrow")
+        deadline = world.clock.wall_ms() + 5_000
+        late = await world.tool(await world.session(), "narrow", terms=Terms(deadline_ms=deadline))
+        behind = await world.tool(await world.session(), "narrow")
+        assert await world.ended(late) == "FAILED"
+        for task in (first, behind):
+            assert await world.ended(task) == "SUCCEEDED"
+
+    house.live(main)
