@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from goclaw.core.records import Call, Done, Failed, Retryable, Succeeded, Terms
 from goclaw.core.states import EffectClass
 
 if TYPE_CHECKING:
+    import asyncio
     from pathlib import Path
 
     from goclaw.core.records import Attempt, Outcome

@@ -186,6 +186,7 @@ def test_the_waiting_occurrence_is_the_schedule(home: Path) -> None:
         await passes(3 * HOUR)
         assert house.plays.order == ["tick"]
         assert world.engine.open_tasks() == 0
+        assert await world.database.read("schedule_of", tid=waiting["tid"]) == []
 
     house.live(main, limit_s=6 * 3600)
 

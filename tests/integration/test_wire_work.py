@@ -11,6 +11,7 @@ import orjson
 import pytest
 from wire_support import OPTED_IN, House, text, wire
 
+from goclaw.core.clock import SystemClock
 from goclaw.policy import default
 
 
@@ -41,6 +42,41 @@ async def test_a_task_from_submission_to_result(house: House) -> None:
     assert (again["taskId"], again["duplicate"]) == (accepted["taskId"], True)
     error = await client.refused("_goclaw/task/submit", {**params, "tool": "other"})
     assert error["code"] == -31003
+
+
+@wire()
+@pytest.mark.req("W-11", "Q-12", "Q-13")
+async def test_terms_of_a_task_go_over_the_wire(house: House) -> None:
+    client = await house.unix(**OPTED_IN)
+    session = await client.new_session()
+    now = SystemClock().wall_ms()
+    base = {"sessionId": session, "tool": "echo"}
+    soon = await client.call("_goclaw/task/submit", {**base, "notBeforeMs": now + 300})
+    await client.event("task.succeeded")
+    assert (await client.call("_goclaw/task/get", {"taskId": soon["taskId"]}))["attempt"] == 1
+    terms = {
+        "notBeforeMs": now + 3_600_000, "deadlineMs": now + 7_200_000, "timeoutMs": 65_000,
+        "unique": "u",
+    }  # fmt: skip
+    held = await client.call("_goclaw/task/submit", {**base, **terms})
+    twin = await client.call("_goclaw/task/submit", {**base, **terms})
+    assert (twin["taskId"], twin["duplicate"]) == (held["taskId"], True)
+    task = await client.call("_goclaw/task/get", {"taskId": held["taskId"]})
+    assert task["state"] == "QUEUED"
+    assert (task["timeoutMs"], task["fingerprint"]) == (65_000, None)
+    assert task["availableAt"] < task["deadlineAt"]
+    cron = {"cron": "0 4 * * *", "timeZone": "Europe/Vienna", "misfire": "skip"}
+    daily = await client.call("_goclaw/task/submit", {**base, "schedule": cron})
+    assert (await client.call("_goclaw/task/get", {"taskId": daily["taskId"]}))["availableAt"]
+    for wrong in (
+        {"timeoutMs": 0}, {"timeoutMs": -5}, {"deadlineMs": now - 1}, {"notBeforeMs": "soon"},
+        {"unique": ""}, {"schedule": {}, "notBeforeMs": 1.5}, {"schedule": {"cron": "x"}},
+        {"schedule": {"timeZone": "UTC"}}, {"schedule": {**cron, "misfire": "never"}},
+        {"schedule": {**cron, "timeZone": "Mars"}}, {"schedule": cron, "unique": "u"},
+    ):  # fmt: skip
+        error = await client.refused("_goclaw/task/submit", {**base, **wrong})
+        assert error["code"] == -32602, wrong
+    assert len((await client.call("_goclaw/task/list", {}))["tasks"]) == 3
 
 
 @wire(lanes=False)
