@@ -41,6 +41,7 @@ PROMPT_PARTS_MAX: Final = 1_000  # events of a user's words: they commit in one 
 SESSION_TASKS_MAX: Final = 1_000  # non-terminal tasks of one session
 TOTAL_TASKS_MAX: Final = 1_000_000  # non-terminal tasks in all
 TASKS_MAX: Final = 100_000_000  # the most either bound may be raised to (benches queue 10 million)
+STOP_RETRY_MS: Final = 200  # between two tries of an attempt's last word while the daemon stops
 FULL_RETRY_MS: Final = 1_000  # a full queue asks to be tried again after this
 PRIORITY_MAX: Final = 9
 PRIORITY: Final = 5
@@ -218,6 +219,7 @@ assert READ_BYTES_MAX <= WRITE_BYTES_MAX
 assert BATCH_OPERATIONS_MAX <= PENDING_OPERATIONS_MAX
 assert CHECKPOINT_BYTES <= WAL_BYTES_MAX
 assert CHECKPOINT_WAIT_MS < BUSY_MS_MAX
+assert 10 * STOP_RETRY_MS <= CLOSE_MS_MAX
 assert 2 * TOOL_SHOWN_BYTES_MAX < EVENT_BYTES_MAX
 assert EVENT_BYTES_MAX <= RESULT_BYTES_MAX <= FRAME_BYTES_MAX
 assert LAG_BYTES_MAX < RING_BYTES_TOTAL

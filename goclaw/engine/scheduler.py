@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from goclaw.core.config import QueueConfig
     from goclaw.core.records import Runner, Session
     from goclaw.engine.gates import Gates
-    from goclaw.store import Database, Event
+    from goclaw.store import Committed, Database, Event
 
 __all__ = ["Scheduler"]
 
@@ -78,7 +78,7 @@ class Scheduler:
         self._stopping = False
         # Tokens of claims that no lane has taken up yet; True: of prompts only.
         self._claiming: dict[bytes, bool] = {}
-        self._giving: set[asyncio.Future[Any]] = set()  # leases on their way back
+        self._giving: set[asyncio.Task[None]] = set()  # leases on their way back
         self._started: set[tuple[str | None, int]] = set()  # on disk RUNNING, not in live yet
         self.live: dict[tuple[str | None, int], LiveAttempt] = {}
         """Live attempts of goclaw's own lanes, by task id and attempt."""
@@ -268,13 +268,30 @@ class Scheduler:
     def _give_back(self, token: bytes) -> None:
         """End a lease that nobody holds. The writer's order puts it behind the claim itself."""
         self._claiming.pop(token, None)
-        given = self._database.write(
+        giving = asyncio.ensure_future(self._given_back(token, self._handed(token)))
+        self._giving.add(giving)
+        giving.add_done_callback(self._giving.discard)
+
+    async def _given_back(self, token: bytes, given: Awaitable[Committed]) -> None:
+        """Until it is on disk: left there, the lease would cost its task a crash."""
+        while True:
+            try:
+                await given
+            except LeaseLost:
+                return
+            except GoclawError as error:
+                _log.error("lease not given back", extra={"data": {"error": str(error)}})
+            else:
+                return
+            never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            await asyncio.wait([never], timeout=limits.STOP_RETRY_MS / 1000)
+            given = self._handed(token)
+
+    def _handed(self, token: bytes) -> asyncio.Future[Committed]:
+        return self._database.write(
             "reclaim", live=True, token=token, spent=0, crash_budget=self._queue.crash_budget,
             reason="handed_back", now=self._clock.wall_ms(),
         )  # fmt: skip
-        given.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._giving.add(given)
-        given.add_done_callback(self._giving.discard)
 
     # -- leases --------------------------------------------------------------------------------
 

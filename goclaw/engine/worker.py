@@ -211,8 +211,14 @@ class LiveAttempt:
             detail=None if park.detail is None else orjson.dumps(park.detail).decode(),
             due_mono=None if due is None else mono + due, due_at=None if due is None else now + due,
         )  # fmt: skip
-        await self._database.apply(*park.parts, suspend, live=True)
-        return Suspended(park.reason)
+        while True:
+            try:
+                await self._database.apply(*park.parts, suspend, live=True)
+            except (StorageFailed, QueueFull) as error:
+                if not await self._may_try_again(error):
+                    raise
+            else:
+                return Suspended(park.reason)
 
     async def _end(
         self, outcome: Succeeded | Failed, following: Callable[[], _Part | None]
@@ -231,13 +237,26 @@ class LiveAttempt:
                     raise
                 _log.error("claim refused", extra={"data": {"error": str(error)}})
                 following = _nothing
-            except StorageFailed as error:
-                _log.error("end not on disk", extra={"data": {"error": str(error)}})
-                if await self._stopped_within(limits.BUSY_MS_MAX):
+            except (StorageFailed, QueueFull) as error:
+                if not await self._may_try_again(error):
                     return None
             else:
                 faultpoint("after_complete")
                 return None if claim is None else committed.parts[1]
+
+    async def _may_try_again(self, error: GoclawError) -> bool:
+        """The attempt's last word was refused: wait, and say whether it is still worth saying.
+
+        Left unsaid, it would count as a crash; so a stop waits for it, as long as it waits at all.
+        """
+        _log.error("end not on disk", extra={"data": {"error": str(error)}})
+        if self.ended_by is None and not await self._stopped_within(limits.BUSY_MS_MAX):
+            return True
+        if self.ended_by != "shutdown":
+            return False
+        never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await asyncio.wait([never], timeout=limits.STOP_RETRY_MS / 1000)
+        return True
 
     async def _stopped_within(self, wait_ms: int) -> bool:
         try:
@@ -270,14 +289,20 @@ class LiveAttempt:
         if self.ended_by != "shutdown":
             return
         self.ending = True
-        try:
-            await self._database.write(
-                "reclaim", live=True, tid=self.task.tid, token=self.token, spent=0,
-                crash_budget=self._queue.crash_budget, reason="handed_back",
-                now=self._clock.wall_ms(),
-            )  # fmt: skip
-        except LeaseLost:
-            _log.info("handed back too late")
+        back = self._database.bind(
+            "reclaim", tid=self.task.tid, token=self.token, spent=0,
+            crash_budget=self._queue.crash_budget, reason="handed_back",
+            now=self._clock.wall_ms(),
+        )  # fmt: skip
+        while True:
+            try:
+                await self._database.apply(back, live=True)
+            except LeaseLost:
+                _log.info("handed back too late")
+            except (StorageFailed, QueueFull) as error:
+                if await self._may_try_again(error):
+                    continue
+            return
 
 
 def _nothing() -> None:

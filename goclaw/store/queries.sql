@@ -1203,10 +1203,11 @@ INSERT INTO meta (key, value) VALUES (:key, :value)
 
 -- program: rebase_boot boot now now_mono
 -- Another boot: monotonic deadlines on disk mean nothing any more; what waited for a duration is
--- given its rest by the wall clock, leases are over (Q-6).
+-- given its rest by the wall clock, but never more than it had, leases are over (Q-6).
 -- returns: boot
 -- step: run
-UPDATE tasks SET due_mono = :now_mono + max(0, due_at - :now) WHERE due_mono IS NOT NULL;
+UPDATE tasks SET due_mono = :now_mono + max(0, min(due_at - :now, due_at - updated_at))
+ WHERE due_mono IS NOT NULL;
 -- step: run
 UPDATE tasks SET lease_until_mono = 0, timeout_mono = NULL WHERE state = 'RUNNING';
 -- step: run

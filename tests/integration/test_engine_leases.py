@@ -500,6 +500,26 @@ def test_an_end_that_the_disk_refused_is_said_again(home: Path) -> None:
     house.live(main)
 
 
+@pytest.mark.req("S-7", "Q-5")
+def test_a_suspension_that_the_disk_refused_is_said_again(home: Path) -> None:
+    house = Home(home, lanes=1, lease_ms=3_000, crash_budget=1)
+
+    async def main(world: World) -> None:
+        async def work(attempt: Attempt) -> Outcome:
+            if attempt.task.attempt == 1:
+                world.database.fail_next_commit(after=False)
+            await attempt.sleep(1_000)
+            return Succeeded()
+
+        house.plays["work"] = work
+        task = await world.tool(await world.session(), "work")
+        assert await world.ended(task) == "SUCCEEDED"
+        row = await world.engine.task(task.task_id)
+        assert (row["attempt"], row["failures"], row["crashes"]) == (2, 0, 0)
+
+    house.live(main)
+
+
 @pytest.mark.req("S-7")
 @pytest.mark.parametrize("after", [False, True])
 def test_lanes_outlive_a_disk_that_refuses_claims(home: Path, after: bool) -> None:

@@ -6,7 +6,7 @@ Owns the stop's tests with the writer in step; the same over signals and process
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from engine_support import Home, World, passes, settled
@@ -327,6 +327,80 @@ def test_a_stop_is_possible_at_any_time_and_twice(home: Path) -> None:
 
     house.live(never_opened, lanes=False)
     house.live(opened)
+
+
+@pytest.mark.req("R-3", "Q-5", "S-7")
+@pytest.mark.parametrize("refused", ["complete", "fail", "suspend", "hand back"])
+def test_a_last_word_that_the_disk_refused_costs_no_crash(home: Path, refused: str) -> None:
+    """Whatever came of the attempt is on disk when the stop is over."""
+    house = Home(home, lanes=1, crash_budget=1)
+
+    async def main(world: World) -> list[Any]:
+        async def work(attempt: Attempt) -> Outcome:
+            if refused == "hand back":
+                await asyncio.Event().wait()
+            world.database.fail_next_commit(after=False)
+            if refused == "suspend":
+                await attempt.sleep(60_000)
+            if refused == "fail":
+                return Failed("broken", "for good")
+            return Succeeded()
+
+        house.plays["work"] = work
+        task = await world.tool(await world.session(), "work")
+        await settled()
+        if refused == "hand back":
+            world.database.fail_next_commit(after=False)
+        began = world.clock.mono_ms()
+        await world.stop(0)
+        assert world.clock.mono_ms() - began <= 2 * limits.STOP_RETRY_MS
+        row = await world.engine.task(task.task_id)
+        return [row["state"], row["crashes"], row["failures"]]
+
+    ends = {"complete": "SUCCEEDED", "fail": "FAILED"}
+    assert house.live(main) == [ends.get(refused, "QUEUED"), 0, 0]
+
+
+@pytest.mark.req("R-3", "Q-5", "S-7")
+def test_a_claim_is_given_back_although_the_disk_refused_that_once(home: Path) -> None:
+    house = Home(home, lanes=1, crash_budget=1)
+
+    async def main(world: World) -> None:
+        task = await world.tool(await world.session(), "work")
+        world.engine.open_lanes()
+        await asyncio.sleep(0)
+        stop = asyncio.ensure_future(world.stop(0))
+        await asyncio.sleep(0)
+        world.database.step()
+        world.database.fail_next_commit(after=False)
+        await stop
+        assert world.database.failures == 1
+        row = await world.engine.task(task.task_id)
+        assert [row["state"], row["attempt"], row["crashes"]] == ["QUEUED", 1, 0]
+
+    house.live(main, lanes=False)
+
+
+@pytest.mark.req("R-3", "S-7")
+def test_a_disk_that_refuses_for_good_does_not_hold_up_a_stop(home: Path) -> None:
+    house = Home(home, lanes=1)
+    house.plays["long"] = forever
+
+    async def main(world: World) -> None:
+        await world.tool(await world.session(), "long")
+        await settled()
+
+        def refusing() -> bool:
+            world.database.fail_next_commit(after=False)
+            return world.database.step()
+
+        loop = asyncio.get_running_loop()
+        loop.outside = refusing  # type: ignore[attr-defined]
+        began = world.clock.mono_ms()
+        await world.stop(0)
+        assert world.clock.mono_ms() - began <= limits.CLOSE_MS_MAX + limits.STOP_RETRY_MS
+
+    house.live(main)
 
 
 @pytest.mark.req("R-3", "Q-4")

@@ -498,6 +498,7 @@ def test_what_is_not_answered_waits(store: support.Store, reason: str) -> None:
 
 @pytest.mark.req("Q-6")
 def test_another_boot_ends_leases_and_keeps_the_rest_of_each_wait(store: support.Store) -> None:
+    store.now = 0
     sids = [store.session() for _ in range(3)]
     waiting, parked, live = retry_wait(store, sids[0]), suspended(store, sids[1]), 0
     live = running(store, sids[2])
@@ -508,6 +509,10 @@ def test_another_boot_ends_leases_and_keeps_the_rest_of_each_wait(store: support
     store.now = 80
     store.must("rebase_boot", boot="c", now_mono=5)
     assert dict(support.rows(store.path, "SELECT tid, due_mono FROM tasks"))[waiting] == 5
+    store.now = -86_400_000  # the clock was set back meanwhile: a wait grows by no day
+    store.must("rebase_boot", boot="d", now_mono=5)
+    assert dict(support.rows(store.path, "SELECT tid, due_mono FROM tasks"))[waiting] == 55
+    store.now = 80
     answer = store.must("reclaim", tid=live, token=TOKEN, expired_mono=6, **CRASH)
     assert answer["state"] == "QUEUED"
     support.obey(store.path)

@@ -1,0 +1,480 @@
+"""The laws of the queue and the journal, held against every operation as it commits.
+
+Owns a second telling of SPEC 2 and 3: it is fed what the writer was asked and what it answered, in
+commit order, folds that into tasks, leases, turns, budgets and effects, and names the first thing
+that may not be. Also what is on disk after a crash is compared with it. Not in here: who asks
+(sim_story.py), how a crash is made (sim_life.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import store_support
+
+from goclaw.core.states import TERMINAL, EffectState, State, may
+from goclaw.store import rows
+
+if TYPE_CHECKING:
+    import apsw
+
+    from goclaw.store import Event
+
+LIVE = frozenset({State.CLAIMED, State.RUNNING})
+ENDING = frozenset({"complete", "fail", "suspend", "reclaim"})
+"""Words that end an attempt; with a hash they are answered again as they were."""
+AT_WORST_NOTHING = frozenset({"effect_orphan"})  # goes before such a word, and does not judge it
+SETTLED = {"done": "result", "not_done": "retryable", "redo": "retryable", "fail": "unknown"}
+SENT_AGAIN = frozenset({"pure", "keyed"})
+
+
+class Broken(SystemExit):
+    """A law was broken; the text begins with its id. Nothing that catches errors holds it up."""
+
+
+def hold(condition: object, law: str, *what: object) -> None:
+    """Raise Broken unless the condition holds."""
+    if not condition:
+        raise Broken(f"{law}: " + " ".join(str(one) for one in what))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One program of an operation, with its arguments by name."""
+
+    program: str
+    given: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Effect:
+    """An effect as its events tell it."""
+
+    state: str
+    effect_class: str
+    key: str
+
+
+@dataclass(slots=True)
+class Task:
+    """A task as its events and the operations on it tell it."""
+
+    tid: int
+    sid: int
+    task_id: str
+    run_id: str
+    pool: str
+    kind: str
+    serial: bool
+    max_attempts: int
+    on_unknown: str
+    payload: bytes
+    state: str | None = None
+    reason: str = ""
+    attempt: int = 0
+    failures: int = 0
+    crashes: int = 0
+    token: bytes | None = None
+    until: int = 0
+    ended: tuple[bytes, bytes] | None = None
+    fingerprint: str | None = None
+    repeats: int = 0
+    due: tuple[int, int] | None = None
+    wait_ms: int = 0
+    runs_ended: int = 0
+    ends: int = 0
+    lives: int = 0
+    effects: dict[int, Effect] = field(default_factory=dict)
+    open_approvals: set[str] = field(default_factory=set)
+    signals: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Session:
+    """A session's log and line."""
+
+    sid: int
+    session_id: str
+    log: list[Event] = field(default_factory=list)
+    line: list[Task] = field(default_factory=list)
+    turn: Task | None = None
+    open: int = 0
+
+
+class Laws:
+    """Everything that is durable, as the world outside may know it."""
+
+    def __init__(self, *, session_limit: int, crash_budget: int, poison: int, lanes: int) -> None:
+        self.session_limit, self.crash_budget = session_limit, crash_budget
+        self.poison, self.lanes = poison, lanes
+        self.sessions: dict[int, Session] = {}
+        self.tasks: dict[int, Task] = {}
+        self.by_id: dict[str, Task] = {}
+        self.keys: dict[tuple[int, str], tuple[bytes, Task]] = {}
+        self.tokens: set[bytes] = set()
+        self.approvals: dict[str, str] = {}
+        self.answers: dict[str, set[bytes]] = {}
+        """What tools really answered, by effect key: nothing else may stand in a journal."""
+        self.asked_to_cancel: set[str] = set()
+        self.stopping = False
+        """A SIGTERM is being obeyed: from here on the daemon's own leases cost nobody anything."""
+
+    @property
+    def open(self) -> int:
+        """Tasks that are not terminal."""
+        return sum(session.open for session in self.sessions.values())
+
+    # -- operations ------------------------------------------------------------------------------
+
+    def refused(self, parts: list[Part], code: str, mono: int) -> None:
+        """An operation failed, so nothing changed: was the reason true?"""
+        if code == "lease_lost":
+            live = [self._is_live(part, mono) for part in parts if "token" in part.given]
+            hold(not all(live), "Q-4", "a live lease was refused", parts[0].program)
+        elif code == "queue_full":
+            session = self.sessions[parts[0].given["sid"]]
+            hold(session.open >= self.session_limit, "Q-10", "refused with room left", session.open)
+        elif code == "idempotency_conflict" and parts[0].program == "enqueue":
+            given = parts[0].given
+            known = self.keys.get((given["sid"], given["key"]))
+            hold(known and known[0] != given["hash"], "E-5", "a conflict with nothing")
+        elif code == "constraint":
+            raise Broken(f"Q-1: {parts[0].program} broke a constraint of the schema")
+
+    def committed(
+        self, parts: list[Part], returns: list[dict[str, Any]], events: list[Event], mono: int
+    ) -> None:
+        """An operation is on disk."""
+        for part, returned in zip(parts, returns, strict=True):
+            self._before(part, returned, events, mono)
+        for event in events:
+            self._event(event, parts, mono)
+        for part, returned in zip(parts, returns, strict=True):
+            self._after(part, returned, mono)
+
+    def _is_live(self, part: Part, mono: int) -> bool:
+        given = part.given
+        if part.program == "reclaim":
+            expired = given["expired_mono"]
+            found = [
+                task for task in self.tasks.values()
+                if task.state in LIVE and task.token == given["token"]
+                and given["tid"] in (None, task.tid)
+            ]  # fmt: skip
+            return bool(found) and (expired is None or found[0].until < expired)
+        if given.get("tid") is None:
+            return False  # a claim brings a lease, it does not need one
+        task = self.tasks[given["tid"]]
+        return task.state in LIVE and task.token == given["token"]
+
+    def _before(self, part: Part, returned: dict[str, Any], events: list[Event], mono: int) -> None:
+        given = part.given
+        if part.program == "enqueue":
+            self._enqueue(given, returned)
+        elif part.program == "session_new" and not returned["duplicate"]:
+            sid = returned["sid"]
+            hold(sid not in self.sessions, "I-2", "two sessions with one number", sid)
+            self.sessions[sid] = Session(sid, returned["session_id"])
+        elif part.program == "wake" and given["now_mono"] is not None and events:
+            task = self.tasks[given["tid"]]
+            hold(task.due and task.due[0] <= given["now_mono"], "Q-7", "woken too soon", task.due)
+        if given.get("token") is not None and not part.program.startswith("claim"):
+            self._fence(part, events, mono)
+
+    def _fence(self, part: Part, events: list[Event], mono: int) -> None:
+        """I-1: a stale token changes nothing; only an exact repeat of the end is answered."""
+        if self._is_live(part, mono):
+            return
+        given = part.given
+        task = self.tasks.get(given["tid"])
+        repeated = part.program in AT_WORST_NOTHING or (
+            part.program in ENDING
+            and task is not None
+            and given["hash"] is not None
+            and task.ended == (given["token"], given["hash"])
+        )
+        hold(
+            repeated and not events,
+            "I-1",
+            f"{part.program} with a stale token was taken",
+            given["tid"],
+        )
+
+    def _enqueue(self, given: dict[str, Any], returned: dict[str, Any]) -> None:
+        scope = (given["sid"], given["key"])
+        known = self.keys.get(scope) if given["key"] is not None else None
+        if known is not None:
+            digest, task = known
+            hold(digest == given["hash"], "E-5", "another request under a key was taken", scope)
+            hold(returned["duplicate"] and returned["tid"] == task.tid, "E-6", "ran anew", scope)
+            return
+        hold(not returned["duplicate"], "E-6", "a new submission was called a duplicate", scope)
+        session = self.sessions[given["sid"]]
+        hold(session.open < self.session_limit, "Q-10", "accepted beyond the bound")
+        tid = returned["tid"]
+        hold(tid not in self.tasks, "I-3", "a task's number was given again", tid)
+        task = Task(
+            tid, given["sid"], given["task_id"], given["run_id"], given["pool"], given["kind"],
+            not given["parallel"], given["max_attempts"], given["on_unknown"],
+            given["payload"],
+        )  # fmt: skip
+        self.tasks[tid] = self.by_id[task.task_id] = task
+        session.line.append(task)
+        if given["key"] is not None:
+            self.keys[scope] = (given["hash"], task)
+
+    def _after(self, part: Part, returned: dict[str, Any], mono: int) -> None:
+        given = part.given
+        match part.program:
+            case "claim" | "claim_sessions" if returned["tid"] is not None:
+                task, token = self.tasks[returned["tid"]], given["token"]
+                hold(token not in self.tokens, "Q-3", "a token was used before")
+                self.tokens.add(token)
+                task.token, task.until = token, given["lease_until_mono"]
+            case "heartbeat":
+                task = self.tasks[given["tid"]]
+                task.until = max(task.until, given["lease_until_mono"])
+            case "rebase_boot":
+                for task in self.tasks.values():
+                    task.until = 0
+                    if task.due is not None:
+                        rest = max(0, min(task.due[1] - given["now"], task.wait_ms))
+                        task.due = (given["now_mono"] + rest, task.due[1])
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def _event(self, event: Event, parts: list[Part], mono: int) -> None:
+        sid, event_id, _, kind, _, run_id, task_id, attempt, _, payload = event
+        session = self.sessions[sid]
+        hold(event_id == len(session.log) + 1, "I-2", f"event {event_id} after {len(session.log)}")
+        session.log.append(event)
+        if task_id is None:
+            return
+        task = self.by_id[task_id]
+        hold((task.sid, task.run_id) == (sid, run_id), "Q-2", "ids that do not belong together")
+        fields = orjson.loads(payload)
+        if kind.startswith("task."):
+            self._step(session, task, kind, attempt, fields, parts)
+            return
+        hold(attempt == task.attempt, "Q-2", kind, "of attempt", attempt, "not", task.attempt)
+        if kind.startswith("effect."):
+            self._effect(task, kind, fields, parts)
+        elif kind.startswith("approval."):
+            self._approval(task, kind, fields)
+        elif kind == "signal.received":
+            hold(fields["name"] not in task.signals, "E-9", "a second signal of one name")
+            task.signals.add(fields["name"])
+        elif kind == "run.ended":
+            task.runs_ended += 1
+            hold(task.runs_ended == task.ends, "Q-2", "run.ended without an end", task.task_id)
+            hold(fields["state"] == task.state, "Q-2", "run.ended says", fields["state"])
+
+    def _step(
+        self,
+        session: Session,
+        task: Task,
+        kind: str,
+        attempt: int,
+        fields: dict[str, Any],
+        parts: list[Part],
+    ) -> None:
+        """One transition (Q-1, Q-2)."""
+        source, target = fields["from"], fields["to"]
+        hold(source == task.state, "I-2", f"{kind} from {source}, but it is {task.state}")
+        hold(may(source, State(target)), "Q-1", f"{source} to {target} is not in the table")
+        hold(fields["reason"], "Q-2", "a transition without a reason")
+        named = {"task.requeued": "QUEUED"}.get(kind, kind.removeprefix("task.").upper())
+        hold(named == target, "Q-2", f"{kind} to {target}")
+        if target == State.CLAIMED:
+            hold(attempt == task.attempt + 1, "Q-5", f"attempt {attempt} after {task.attempt}")
+            self._claimed(session, task)
+        hold(attempt == task.attempt, "Q-2", f"{kind} of attempt {attempt} not {task.attempt}")
+        task.due = None
+        if source == State.RUNNING:
+            self._released(task, target, fields, parts)
+        if source is None or source in TERMINAL:
+            session.open += 1
+            task.lives += 1
+            if source is not None:
+                task.failures = task.crashes = task.repeats = 0
+                task.fingerprint = None
+                session.line.remove(task)
+                session.line.append(task)
+        task.state, task.reason = target, fields["reason"]
+        if target in TERMINAL:
+            asked = target != State.CANCELED or task.task_id in self.asked_to_cancel
+            hold(asked, "G-4", "canceled, and nobody asked for it:", task.task_id)
+            if source != State.RUNNING:
+                task.ended = None
+            task.ends += 1
+            hold(task.ends == task.lives, "Q-11", "a second end of", task.task_id)
+            hold(not task.open_approvals or target != State.CANCELED, "A-7", "left open")
+            session.open -= 1
+            if session.turn is task:
+                session.turn = None
+
+    def _claimed(self, session: Session, task: Task) -> None:
+        task.attempt += 1
+        task.crashes += 1  # reserved (Q-5)
+        if not task.serial:
+            return
+        hold(session.turn in (None, task), "Q-9", "two serial tasks of a session at once")
+        if session.turn is None:
+            waiting = [one for one in session.line if one.serial and one.state not in TERMINAL]
+            hold(waiting[0] is task, "Q-9", task.task_id, "before", waiting[0].task_id)
+            session.turn = task
+
+    def _released(self, task: Task, target: str, fields: dict[str, Any], parts: list[Part]) -> None:
+        """An attempt is over: the lease, the budgets, the intents."""
+        task.token, task.until = None, 0
+        part = next(
+            part for part in parts
+            if part.program in ENDING | {"cancel"}
+            and part.given["tid"] in (None, task.tid)
+        )  # fmt: skip
+        said = part.given.get("hash")
+        task.ended = None if said is None else (part.given["token"], said)
+        if target in (State.RETRY_WAIT, State.SUSPENDED) and part.given.get("due_mono") is not None:
+            task.due = (part.given["due_mono"], part.given["due_at"])
+            task.wait_ms = part.given["due_at"] - part.given["now"]
+        spent = part.program == "reclaim" and part.given["spent"]
+        hold(not (spent and self.stopping and task.pool == ""), "R-3", "a stop cost a crash")
+        if not spent:
+            task.crashes -= 1
+        if part.program == "fail":
+            self._failed(task, target, fields, part.given)
+        elif part.program == "reclaim":
+            exhausted = bool(spent) and task.crashes >= self.crash_budget
+            hold((target == State.DEAD_LETTER) == exhausted, "Q-5", target, "at", task.crashes)
+        for ordinal, effect in task.effects.items():
+            if effect.state == EffectState.INTENT:
+                again = effect.effect_class in SENT_AGAIN
+                hold(again, "I-4", "an intent outlived its attempt", task.task_id, ordinal)
+                effect.state = EffectState.RETRYABLE
+
+    def _failed(
+        self, task: Task, target: str, fields: dict[str, Any], given: dict[str, Any]
+    ) -> None:
+        """Q-5, Q-7: what the word of a failing attempt comes to."""
+        if not given["retryable"]:
+            hold(target == State.FAILED, "Q-7", "not retryable, and", target)
+            return
+        task.failures += 1
+        same = given["fingerprint"] == task.fingerprint
+        task.repeats = task.repeats + 1 if same else 1
+        poison = given["fingerprint"] is not None and same and task.repeats >= self.poison
+        dead = poison or task.failures >= task.max_attempts
+        hold((target == State.DEAD_LETTER) == dead, "Q-5", target, "at", task.failures)
+        hold(target in (State.DEAD_LETTER, State.RETRY_WAIT), "Q-7", target)
+        hold(fields["failures"] == task.failures, "Q-5", "failures", fields["failures"])
+        task.fingerprint = given["fingerprint"]
+
+    def _effect(self, task: Task, kind: str, fields: dict[str, Any], parts: list[Part]) -> None:
+        """The journal (E-1 to E-5)."""
+        ordinal = fields["ordinal"]
+        effect = task.effects.get(ordinal)
+        before = effect.state if effect is not None else None
+        match kind:
+            case "effect.intent":
+                again = before in (None, EffectState.RETRYABLE) or (
+                    before == EffectState.UNKNOWN and fields["class"] == "keyed"
+                )
+                hold(again, "E-2", f"an intent after {before}", task.task_id, ordinal)
+                key = fields["idempotencyKey"]
+                hold(effect is None or effect.key == key, "E-4", "its key changed")
+                task.effects[ordinal] = Effect(EffectState.INTENT, fields["class"], key)
+            case "effect.result":
+                hold(before != EffectState.RESULT, "E-2", "a second result", task.task_id, ordinal)
+                if effect is None:
+                    effect = task.effects[ordinal] = Effect("", fields.get("class", ""), "")
+                effect.state = fields["state"]
+            case "effect.unknown":
+                hold(before == EffectState.INTENT, "E-3", f"unknown after {before}")
+                assert effect is not None
+                effect.state = EffectState.UNKNOWN
+            case "effect.settled":
+                hold(before == EffectState.UNKNOWN, "E-3", f"settled after {before}")
+                assert effect is not None
+                effect.state = SETTLED[fields["outcome"]]
+                for part in parts:
+                    if part.program == "effect_settle" and part.given["result"] is not None:
+                        self.answers.setdefault(effect.key, set()).add(part.given["result"])
+
+    def _approval(self, task: Task, kind: str, fields: dict[str, Any]) -> None:
+        name = fields["approvalId"]
+        if kind == "approval.opened":
+            hold(name not in self.approvals, "A-7", "opened twice")
+            self.approvals[name] = "open"
+            task.open_approvals.add(name)
+        else:
+            hold(self.approvals.get(name) == "open", "A-7", "answered twice", name)
+            self.approvals[name] = fields["outcome"]
+            task.open_approvals.discard(name)
+
+    # -- what is on disk -------------------------------------------------------------------------
+
+    def audit(self, file: apsw.Connection) -> None:
+        """The file holds exactly this (I-2, I-3), and nothing in a journal was made up (I-4)."""
+        for sid, session in self.sessions.items():
+            events = _fetch(file, "events_after", sid=sid, cursor=0, limit=1 << 40)
+            seen = [(sid, *row) for row in events]
+            if seen != session.log:
+                raise Broken(f"I-3: {_difference(session, seen)}")
+        everything = {"sid": None, "before": 1 << 62, "state": None, "limit": 1 << 30}
+        table = {row["tid"]: row for row in _rows(file, "tasks_listed", **everything)}
+        hold(set(table) == set(self.tasks), "I-3", "tasks on disk:", sorted(table))
+        for tid, task in self.tasks.items():
+            row = table[tid]
+            folded = (task.state, task.attempt, task.failures, task.crashes)
+            stored = tuple(row[name] for name in ("state", "attempt", "failures", "crashes"))
+            hold(folded == stored, "I-2", task.task_id, "is", stored, "and its events say", folded)
+        leases = {tid: (token, until) for tid, token, _, until, *_ in _fetch(file, "live_tasks")}
+        folded_leases = {
+            tid: (task.token, task.until)
+            for tid, task in self.tasks.items()
+            if task.state == State.RUNNING
+        }
+        hold(leases == folded_leases, "I-1", "leases on disk:", leases, "folded:", folded_leases)
+        for task in self.tasks.values():
+            self._journal(file, task)
+
+    def _journal(self, file: apsw.Connection, task: Task) -> None:
+        for row in _rows(file, "effects_of_task", tid=task.tid):
+            ordinal, state = row["ordinal"], row["state"]
+            effect = task.effects.get(ordinal)
+            if row["class"] == "pure":
+                continue  # its intent and the end of it are no events of their own
+            hold(effect, "I-2", "an effect without an event", task.task_id, ordinal)
+            assert effect is not None
+            hold(effect.state == state, "I-2", task.task_id, ordinal, state, "not", effect.state)
+            # 0 and 1: a tool's own word. Later ones are said in its place.
+            if state == EffectState.RESULT and row["failed"] < 2:
+                known = self.answers.get(row["key"], set())
+                hold(row["result"] in known, "I-4", "a result nobody gave", task.task_id, ordinal)
+
+
+def _fetch(file: apsw.Connection, query: str, **arguments: Any) -> list[tuple[Any, ...]]:
+    return file.execute(store_support.CATALOGUE.queries[query].sql, arguments).fetchall()
+
+
+def _rows(file: apsw.Connection, query: str, **arguments: Any) -> list[dict[str, Any]]:
+    return rows(query, _fetch(file, query, **arguments))
+
+
+def _difference(session: Session, seen: list[Event]) -> str:
+    pairs = enumerate(zip(seen, session.log, strict=False))
+    first = next((n for n, (one, other) in pairs if one != other), min(len(seen), len(session.log)))
+    return (
+        f"session {session.sid} has {len(seen)} events on disk of {len(session.log)} that were "
+        f"committed, and differs from number {first + 1} on"
+    )
+
+
+def obey(path: Any) -> None:
+    """The laws of a store's file, whoever wrote it; Broken."""
+    try:
+        store_support.obey(path)
+    except AssertionError as error:
+        raise Broken(f"I-2: {error}") from error

@@ -1,0 +1,588 @@
+"""A story: one home, its people, tools and external workers, over several lives of the daemon.
+
+Owns everything that a seed decides and that survives a crash because it is not the daemon's: the
+plans of tasks, the sink their effects hit, what clients were told and will ask for again, what
+external workers hold. Not in here: how the daemon dies (sim_life.py), the laws (sim_laws.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import store_support
+from engine_support import VirtualClock, World, passes
+from sim_laws import Broken, Laws, hold, obey
+from sim_life import Doom, Life, installed, run
+from sim_plans import Plan, Sink, draw_plan
+from sim_worker import POOL, Worker
+
+from goclaw.core import faults, limits
+from goclaw.core.errors import (
+    AlreadyResolved,
+    IdempotencyConflict,
+    IllegalTransition,
+    LeaseLost,
+    QueueFull,
+    ShuttingDown,
+    StorageFailed,
+    UnknownId,
+)
+from goclaw.core.records import Accepted, Call, Done, Retryable, Succeeded, Unclear
+from goclaw.core.states import TERMINAL, EffectClass, EffectState, State
+from goclaw.store.database import NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from sim_plans import Step
+
+    from goclaw.core.records import Attempt, Outcome, Session, Stream
+    from goclaw.store import Event
+
+FATES = ("busy", "failed", "unclear", "silent", "reset", "bug", "hangs")
+DAY_MS = 86_400_000
+
+
+@dataclass(slots=True)
+class Errand:
+    """A submission a client wants done: it asks until it was told."""
+
+    session: int
+    form: str
+    plan: str
+    key: str | None
+    priority: int
+    told: tuple[str, str] | None = None
+    tries: int = 0
+
+
+class Story:
+    """Everything that happens under one seed. ``run`` raises Broken with the first broken law."""
+
+    def __init__(
+        self, seed: int, folder: Path, *, build: str = "native", calm: bool = True
+    ) -> None:
+        self.seed, self.folder, self.build, self.calm_at_last = seed, folder, build, calm
+        self.trace: list[tuple[Any, ...]] = []
+        self.chance = chance = random.Random(f"{seed} people")
+        self.clock = VirtualClock(seed)
+        self.queue = {
+            "lanes": chance.choice((1, 2, 3)),
+            "lease_ms": chance.choice((60, 150, 400)),
+            "backoff_ms_min": chance.choice((5, 20)),
+            "backoff_ms_max": chance.choice((20, 100, 400)),
+            "crash_budget": chance.choice((1, 2, 3, 4)),
+            "max_attempts": chance.choice((1, 2, 3, 4)),
+            "poison": chance.choice((2, 3)),
+            "session_limit": chance.choice((3, 5, 20)),
+            "aging_factor": chance.choice((1, 2, 16)),
+        }
+        self.hurry = chance.choice((0.0, 0.2, 0.5))
+        self.failing = chance.choice((0.0, 0.0, 0.02, 0.1))
+        self.slow = chance.choice((0.0, 0.05, 0.3))
+        self.trouble = chance.choice((0.0, 0.2, 0.5))  # of tools
+        self.laws = Laws(
+            session_limit=self.queue["session_limit"], crash_budget=self.queue["crash_budget"],
+            poison=self.queue["poison"], lanes=self.queue["lanes"],
+        )  # fmt: skip
+        self.sink = Sink(self.laws)
+        self.plans: dict[str, Plan] = {}
+        self.errands: list[Errand] = []
+        self.sessions: list[Session] = []
+        self.workers = [Worker(self, number) for number in range(chance.choice((0, 1, 2, 2, 3)))]
+        self.kernel = 1
+        self.calm = False
+        """No more faults, from now on."""
+        self._last_storm = False
+        self._thaw = asyncio.Event()
+        self._published: dict[int, int] = {}
+        self.lives = 0
+        self.life: Life = None  # type: ignore[assignment]
+        self._running = 0
+
+    # -- lives -----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All lives, and the calm at last: then everything comes to its end."""
+        home = self.folder / "0"
+        home.mkdir()
+        store_support.fresh(home)
+        storms = self.chance.choice((1, 1, 2, 2, 3))
+        for number in range(storms):
+            self._last_storm = self.calm_at_last and number == storms - 1
+            home = self._live(home, self._storm)
+            self._between_lives()
+        if self.calm_at_last and not self.calm:
+            self.calm = True
+            self._live(home, self._calm)
+
+    def _live(self, home: Path, main: Callable[[World], Awaitable[None]]) -> Path:
+        """One life; the folder of the file it left."""
+        self.lives += 1
+        chance = random.Random(f"{self.seed} faults {self.lives}")
+        self.life = life = Life(
+            home, self.clock, self.laws, chance, self.trace, build=self.build,
+            doom=None if self.calm else self._doom(chance),
+            failing=0.0 if self.calm else self.failing, slow=0.0 if self.calm else self.slow,
+        )  # fmt: skip
+        self.laws.stopping = False
+        self._running = 0
+        self._thaw.clear()
+        self.sink.on_the_way.clear()
+        self.note("life", self.lives, "of kernel", self.kernel)
+        with installed(life, f"kernel {self.kernel}"):
+            world = World(
+                home,
+                self.clock,
+                self,
+                boot=f"boot{self.lives}",
+                **self.queue,  # type: ignore[arg-type]
+            )
+            life.database = world.database
+            try:
+                run(life, lambda: self._begin(world, main), hurry=0 if self.calm else self.hurry)
+            finally:
+                world.database.close()
+                if life.dead:
+                    self.clock.ns = life.died_at
+                    self.clock.chance.setstate(life.chances)
+            left = life.heir if life.dead else home
+            self._look(left)
+        if left != home:
+            shutil.rmtree(home)
+        return left
+
+    def _doom(self, chance: random.Random) -> Doom | None:
+        where = chance.choice(
+            ("turn", "turn", "before_flush", "after_flush", "after_flush", "point", "none")
+        )
+        if where == "none":
+            return None
+        if where == "point":
+            where = chance.choice(sorted(set(faults.POINTS) - {"before_ready"}))
+            return Doom(where, int(chance.expovariate(1 / 8)) + 1)
+        return Doom(where, int(chance.expovariate(1 / (300 if where == "turn" else 50))) + 1)
+
+    async def _begin(self, world: World, main: Callable[[World], Awaitable[None]]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.outside = self.life.turn  # type: ignore[attr-defined]
+        self._published = {sid: len(one.log) for sid, one in self.laws.sessions.items()}
+        world.engine.hub.observe(self._publish)
+        try:
+            await world.engine.start()
+        except StorageFailed:
+            self.life.kill("a start that the disk refused")
+        left = [task for task in self.laws.tasks.values() if task.state == "RUNNING"]
+        hold(all(task.pool for task in left), "Q-6", "own leases after a start:", left)
+        world.engine.open_lanes()
+        while len(self.sessions) < 3:
+            with contextlib.suppress(StorageFailed):
+                made = await world.session(key=f"session {len(self.sessions)}")
+                self.sessions.append(made)
+        await main(world)
+
+    def _publish(self, events: list[Event]) -> None:
+        """What readers of the hub are given: each committed event, once, in order (I-3)."""
+        if self.life.dead:
+            return
+        for event in events:
+            sid, event_id = event[:2]
+            before = self._published.get(sid, 0)
+            hold(event_id == before + 1, "I-3", f"{event_id} was published after {before}")
+            hold(event == self.laws.sessions[sid].log[before], "I-3", "published another event")
+            self._published[sid] = event_id
+
+    async def _storm(self, world: World) -> None:
+        crowd = [self._client(world, number) for number in range(self.chance.choice((2, 3, 4)))]
+        crowd += [worker.work(world) for worker in self.workers]
+        people = [asyncio.ensure_future(one) for one in crowd]
+        await asyncio.wait(people, timeout=self.chance.choice((0.2, 0.5, 1.0)))
+        for one in people:
+            if one.done():
+                one.result()
+        end = self.chance.choice(("stop", "kill", "calm" if self._last_storm else "kill"))
+        if end == "kill":
+            self.life.kill("the end of a chapter")
+        for one in people:
+            one.cancel()
+        if end == "calm":
+            self.note("the faults stop")
+            self.calm = True
+            self.life.quiet()
+            self._thaw.set()
+            await self._calm(world)
+        else:
+            await self._stop(world)
+
+    async def _stop(self, world: World) -> None:
+        """SIGTERM, sometimes twice."""
+        drain_ms = self.chance.choice((0, 20, 10_000))
+        self.note("SIGTERM, drain", drain_ms)
+        hurry = asyncio.Event()
+        if self.chance.random() < 0.2:
+            asyncio.get_running_loop().call_later(self.chance.random() / 10, hurry.set)
+        self.laws.stopping = True
+        await world.stop(drain_ms, hurry)
+        hold(world.engine.scheduler.busy == 0, "R-3", "busy lanes after a stop")
+        for sid, session in self.laws.sessions.items():
+            shown = self._published.get(sid, 0)
+            hold(shown == len(session.log), "I-3", f"published {shown} of {len(session.log)}")
+        left = [task for task in self.laws.tasks.values() if task.state == "RUNNING"]
+        hold(all(task.pool for task in left), "R-3", "a stop left leases of its own", left)
+
+    def _between_lives(self) -> None:
+        """Nobody runs; the machine may be booted, clocks may be set."""
+        self.clock.ns += self.chance.choice((0, 1, 50, 1_000)) * 1_000_000
+        match self.chance.randrange(8):
+            case 0:
+                self.kernel += 1
+                self.clock.wall_offset_ms += self.clock.mono_ms() - 5
+                self.clock.ns = 5_000_000
+                self.note("REBOOT, kernel", self.kernel)
+                for worker in self.workers:
+                    worker.die()
+            case 1:
+                self.clock.wall_offset_ms += self.chance.choice((-DAY_MS, DAY_MS + 1, 3_600_000))
+                self.note("the wall clock is set")
+
+    def _look(self, home: Path) -> None:
+        """What is on disk, read by nobody that wrote it."""
+        obey(home / NAME)
+        connection = store_support.connect(home / NAME)
+        try:
+            self.laws.audit(connection)
+        finally:
+            connection.close()
+
+    # -- people ----------------------------------------------------------------------------------
+
+    async def _client(self, world: World, number: int) -> None:
+        for _ in range(self.chance.choice((3, 6, 10))):
+            await passes(self.chance.choice((0, 0, 1, 5, 20, 50)))
+            try:
+                await self._act(world)
+            except (ShuttingDown, QueueFull, StorageFailed) as error:
+                self.note("client", number, "was told", error.code)
+
+    async def _act(self, world: World) -> None:
+        match self.chance.choice("ssssssrrkcccgaajtx"):
+            case "s":
+                await self._submit(world, self._errand())
+            case "r" if self.errands:
+                await self._submit(world, self.chance.choice(self.errands))
+            case "k":
+                await self._conflict(world)
+            case "c":
+                await self._cancel(world)
+            case "g":
+                await self._signal(world)
+            case "a":
+                await self._answer(world)
+            case "j":
+                jump = self.chance.choice((-5_000, 5_000, DAY_MS + 1, -DAY_MS))
+                self.clock.wall_offset_ms += jump
+                self.note("the wall clock jumps by", jump)
+            case "t":
+                await self._settle(world)
+            case "x":
+                await self._reclaim_too_soon(world)
+
+    def _errand(self) -> Errand:
+        form = self.chance.choice(("prompt", "prompt", "tool", "parallel", "pool", "pool"))
+        if form == "pool" and not self.workers:
+            form = "tool"
+        name = f"t{len(self.plans)}"
+        self.plans[name] = draw_plan(self.chance, name, external=form == "pool")
+        key = f"key {name}" if self.chance.random() < 0.7 else None
+        errand = Errand(self.chance.randrange(3), form, name, key, self.chance.choice((0, 5, 5, 9)))
+        if key is not None:
+            self.errands.append(errand)
+        return errand
+
+    async def _submit(self, world: World, errand: Errand) -> None:
+        session = self.sessions[errand.session]
+        errand.tries += 1
+        self.note("submits", errand.plan, errand.form, errand.key)
+        accepted = await self._send(world, session, errand, errand.plan)
+        told = (accepted.task_id, accepted.run_id)
+        hold(told[0] in self.laws.by_id, "I-3", "acknowledged before it was on disk", told)
+        hold(errand.told in (None, told), "E-6", "the same key, another task", told)
+        errand.told = told
+
+    async def _send(self, world: World, session: Session, errand: Errand, plan: str) -> Accepted:
+        match errand.form:
+            case "prompt":
+                return await world.prompt(session, plan, key=errand.key)
+            case "pool":
+                return await world.intake.submit_work(
+                    session,
+                    POOL,
+                    {"plan": plan},
+                    key=errand.key,
+                    client="me",
+                    origin="unix",
+                    priority=errand.priority,
+                )
+            case form:
+                return await world.tool(
+                    session, plan, key=errand.key, parallel=form == "parallel",
+                    priority=errand.priority,
+                )  # fmt: skip
+
+    async def _conflict(self, world: World) -> None:
+        """A known key for something else: refused, and nothing ran."""
+        known = [errand for errand in self.errands if errand.told is not None]
+        if not known:
+            return
+        errand = self.chance.choice(known)
+        try:
+            await self._send(world, self.sessions[errand.session], errand, f"not {errand.plan}")
+        except IdempotencyConflict:
+            return
+        raise Broken(f"E-5: another request under the key {errand.key} was accepted")
+
+    async def _cancel(self, world: World) -> None:
+        tasks = list(self.laws.by_id.values())
+        if not tasks:
+            return
+        task = self.chance.choice(tasks)
+        self.note("cancels", task.task_id)
+        self.laws.asked_to_cancel.add(task.task_id)
+        receipt = await world.engine.cancel_task(task.task_id)
+        self.note("receipt", receipt.outcome)
+        if receipt.outcome == "already_finished":
+            hold(task.state in TERMINAL, "Q-11", "not finished at all")
+        else:
+            hold(task.state == State.CANCELED, "Q-11", receipt.outcome, "and", task.state)
+
+    async def _reclaim_too_soon(self, world: World) -> None:
+        """Somebody looked at the leases, and was slow: by now they are alive (again)."""
+        for task in list(self.laws.tasks.values()):
+            if task.pool == POOL and task.state == State.RUNNING:
+                with contextlib.suppress(LeaseLost):
+                    await world.database.write(
+                        "reclaim", live=True, tid=task.tid, token=task.token, spent=1,
+                        expired_mono=self.clock.mono_ms(), reason="lease_expired",
+                        crash_budget=self.queue["crash_budget"], now=self.clock.wall_ms(),
+                    )  # fmt: skip
+
+    async def _signal(self, world: World) -> None:
+        waiting = list(self.laws.by_id.values())
+        if waiting:
+            task = self.chance.choice(waiting)
+            await world.engine.signal(task.run_id, "go", b"now")
+            hold("go" in task.signals, "E-9", "a signal was acknowledged and is not there")
+
+    async def _answer(self, world: World) -> None:
+        for name, outcome in list(self.laws.approvals.items()):
+            if outcome != "open" and not self.calm and self.chance.random() < 0.3:
+                with contextlib.suppress(AlreadyResolved):
+                    await world.engine.approvals.resolve(name, "allow", "late")
+                    raise Broken(f"A-7: {name} was answered, and took another answer")
+        for approval in await world.engine.approvals.listed():
+            option = "allow" if self.calm else self.chance.choice(("allow", "reject"))
+            self.note("answers", approval.approval_id, option)
+            try:
+                await world.engine.approvals.resolve(approval.approval_id, option, "me")
+            except AlreadyResolved:
+                hold(self.laws.approvals[approval.approval_id] != "open", "A-7", "nobody answered")
+                continue
+            outcome = self.laws.approvals[approval.approval_id]
+            hold(outcome == option, "A-7", "my answer was", option, "and it says", outcome)
+
+    async def _settle(self, world: World) -> None:
+        """An operator looks at the sink and says what happened."""
+        for task in list(self.laws.tasks.values()):
+            if task.state != State.SUSPENDED:
+                continue
+            for ordinal, effect in list(task.effects.items()):
+                if effect.state != EffectState.UNKNOWN or self._may_yet_come(effect.key, task.tid):
+                    continue
+                found = self.sink.happened(effect.key)
+                outcome = "not_done" if found is None else "done"
+                if not self.calm and self.chance.random() < 0.2:
+                    found, outcome = None, self.chance.choice(("redo", "fail"))
+                self.note("settles", task.task_id, ordinal, outcome)
+                self.sink.allowed[effect.key] += outcome == "redo"
+                try:
+                    await world.engine.settlement.settle(
+                        task.task_id, ordinal, outcome, result=found, by="me"
+                    )
+                except (IllegalTransition, UnknownId):
+                    continue  # somebody was quicker
+
+    # -- the calm --------------------------------------------------------------------------------
+
+    async def _calm(self, world: World) -> None:
+        """No more faults: all work ends within lease, backoff cap and its own time."""
+        began = self.clock.mono_ms()
+        crew = [asyncio.ensure_future(worker.work(world)) for worker in self.workers]
+        for errand in self.errands:
+            await self._submit_at_last(world, errand)
+        open_tasks = [task for task in self.laws.tasks.values() if task.state not in TERMINAL]
+        bound = (
+            2 * self.queue["lease_ms"] + self.queue["backoff_ms_max"] + 2_000
+            + (limits.BUSY_MS_MAX if self.failing else 0)
+            + sum(self.plan_of(task.payload).busy_ms for task in open_tasks)
+        )  # fmt: skip
+        while self.laws.open:
+            await passes(20)
+            await self._answer(world)
+            await self._settle(world)
+            for task in list(self.laws.tasks.values()):
+                if task.state == State.SUSPENDED and task.reason == "signal:go":
+                    await world.engine.signal(task.run_id, "go", b"now")
+            took = self.clock.mono_ms() - began
+            left = [
+                (task.task_id, task.state, task.reason)
+                for task in self.laws.tasks.values() if task.state not in TERMINAL
+            ]  # fmt: skip
+            hold(took < bound, "liveness", f"after {took} of {bound} ms:", left)
+        for one in crew:
+            one.cancel()
+        await self._stop(world)
+
+    async def _submit_at_last(self, world: World, errand: Errand) -> None:
+        """Nobody is left without a word: it is known, or new, or refused by name."""
+        try:
+            await self._submit(world, errand)
+        except QueueFull:
+            hold(errand.told is None, "E-6", "a known key was refused")
+
+    # -- the runner ------------------------------------------------------------------------------
+
+    def plan_of(self, payload: bytes) -> Plan:
+        """By the name its submitter wrote."""
+        body = orjson.loads(payload)
+        if "payload" in body:
+            name = body["payload"]["plan"]
+        else:
+            name = body["tool"] if "tool" in body else body["prompt"][0]["text"]
+        return self.plans[name]
+
+    async def run_attempt(self, attempt: Attempt) -> Outcome:
+        """Carry out the task's plan, as a brain would."""
+        self._running += 1
+        hold(self._running <= self.queue["lanes"] or self.life.dead, "R-2", "lanes exceeded")
+        try:
+            plan = self.plan_of(attempt.task.payload)
+            await self._carry_out(attempt, plan)
+        finally:
+            self._running -= 1
+        end = None if self.calm else plan.end(attempt.task.attempt)
+        return Succeeded(result=b"1") if end is None else end
+
+    async def _carry_out(self, attempt: Attempt, plan: Plan) -> None:
+        ordinal = 0
+        for number, step in enumerate(plan.steps):
+            match step.kind:
+                case "work":
+                    await self._dither(step.ms, rude=step.rude)
+                    continue
+                case "think":
+                    await self._think(attempt, number)
+                case "sleep":
+                    await attempt.sleep(step.ms + 1)
+                case "signal":
+                    hold(await attempt.wait_signal("go") == b"now", "E-9", "another signal")
+                case _:
+                    calls = [
+                        self._call(attempt, step, ordinal + index) for index in range(step.count)
+                    ]
+                    await attempt.perform(calls)
+            ordinal += step.count
+
+    async def _think(self, attempt: Attempt, number: int) -> None:
+        async def answer(stream: Stream) -> dict[str, Any]:
+            if number != 1:
+                chunk = {"sessionUpdate": "agent_message_chunk", "messageId": stream.message_id}
+                await stream.send([chunk])
+            await passes(self.chance.choice((0, 5, 40)))
+            return {"number": number, "updates": [{"sessionUpdate": "plan", "entries": []}]}
+
+        said = await attempt.think("model", {"step": number}, answer)
+        hold(said["number"] == number, "E-2", "another brain's answer", said)
+
+    def _call(self, attempt: Attempt, step: Step, ordinal: int) -> Call:
+        tid, kind, name = attempt.task.tid, step.effect_class, str(step.effect_class)
+        request = b'{"n":%d}' % ordinal
+        if step.shared is not None:  # a key of the tool's own: other tasks have it too
+            name, request = f"shared {kind}", b'{"n":"%s"}' % step.shared.encode()
+
+        async def dispatch(key: str, cancelled: asyncio.Event) -> Done:
+            fate = self._fate()
+            self.sink.on_the_way[key] += 1
+            try:
+                await self._dither(self.chance.choice((0, 0, 5, 30)), rude=step.rude)
+                if fate == "busy":
+                    wait_ms = self.chance.choice((None, 10))
+                    raise Retryable("busy", "later", retry_after_ms=wait_ms, fingerprint="busy")
+                answer = self._hit(tid, ordinal, key, kind, request)
+            finally:
+                self.sink.on_the_way[key] -= 1
+            await self._dither(self.chance.choice((0, 0, 5, 30)), rude=step.rude)
+            await self._suffer(fate, cancelled)
+            return Done(answer, failed=fate == "failed")
+
+        async def probe(key: str) -> Done | bool | None:
+            answer = self.sink.happened(key)
+            if self._may_yet_come(key, tid) or (not self.calm and self.chance.random() < 0.2):
+                return None
+            return False if answer is None else Done(answer)
+
+        return Call(
+            "tool", name, request, kind, dispatch, question=step.question,
+            designated_key=step.shared,
+            probe=probe if kind is EffectClass.PROBEABLE else None,
+        )  # fmt: skip
+
+    def _fate(self) -> str:
+        if self.calm or self.chance.random() >= self.trouble:
+            return "answers"
+        return self.chance.choice(FATES)
+
+    async def _suffer(self, fate: str, cancelled: asyncio.Event) -> None:
+        match fate:
+            case "unclear":
+                raise Unclear("the line went dead")
+            case "silent":
+                raise TimeoutError
+            case "reset":
+                raise ConnectionResetError
+            case "bug":
+                raise ValueError("a fault in the tool")
+            case "hangs" if not cancelled.is_set():
+                await self._thaw.wait()
+                raise Unclear("it hung")
+
+    def _hit(self, tid: int, ordinal: int, key: str, kind: EffectClass, request: bytes) -> bytes:
+        if self.life.dead:
+            raise asyncio.CancelledError  # a ghost has no hands
+        return self.sink.hit(tid, ordinal, key, kind, request)
+
+    async def _dither(self, ms: int, *, rude: bool) -> None:
+        """Take that long; a rude one takes no notice of being stopped."""
+        try:
+            await passes(ms)
+        except asyncio.CancelledError:
+            if not rude:
+                raise
+            await passes(ms)
+
+    def _may_yet_come(self, key: str, tid: int) -> bool:
+        """Somebody was allowed to send it and has not: no one can say that it did not happen."""
+        jobs = [worker.job for worker in self.workers if worker.job is not None]
+        return self.sink.on_the_way[key] > 0 or any(
+            job.tid == tid and (job.asking or job.sending is not None) for job in jobs
+        )
+
+    def note(self, *words: Any) -> None:
+        """Into the trace."""
+        self.life.note(*words)
