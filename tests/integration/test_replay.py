@@ -12,6 +12,8 @@ import apsw
 import pytest
 from roof_support import World, script_file, world
 
+from goclaw.client.blocking import SyncClient
+from goclaw.core.errors import InvalidParams
 from goclaw.store import database_files
 
 if TYPE_CHECKING:
@@ -204,6 +206,32 @@ def test_a_record_that_was_altered_is_told_apart(
     divergence = found["divergence"]
     assert divergence["ordinal"] == ordinal
     assert what in divergence["what"]
+
+
+def test_a_run_that_failed_on_the_way_is_identical(w: World) -> None:
+    steps = [
+        {"call": "sha256", "args": {"text": "a"}},
+        {"fail": "busy", "retryable": True, "onAttempts": [1, 2]},
+        {"say": "end"},
+    ]
+    quick = {"GOCLAW_QUEUE_BACKOFF_MS_MIN": "1", "GOCLAW_QUEUE_BACKOFF_MS_MAX": "2"}
+    found = w.lines("run", "go", "--brain", script_file(w.cwd, steps), **quick)
+    run = found[-1]["runId"]
+    assert max(event.get("attempt") or 0 for event in found) == 3
+    assert replayed(w, run, 0)["whole"]
+
+
+@pytest.mark.req("E-7")
+def test_what_workers_carry_out_is_neither_replayed_nor_forked(w: World) -> None:
+    w.serve()
+    with SyncClient(w.home) as client:
+        session = client.new_session(w.cwd).session_id
+        work = {"sessionId": session, "pool": "p", "payload": 1}
+        accepted = client.call("_goclaw/task/submit", work)
+        for method, extra in (("replay", {}), ("fork", {"at": accepted["eventId"]})):
+            params = {"runId": accepted["runId"], **extra}
+            with pytest.raises(InvalidParams, match="workers of the pool p"):
+                client.call(f"_goclaw/admin/{method}", params)
 
 
 @pytest.mark.req("E-7", "U-1")

@@ -220,6 +220,11 @@ async def test_a_fork_is_a_session_with_a_parent(house: House) -> None:
     listed = (await client.call("session/list", {}))["sessions"]
     parents = {one["sessionId"]: one["_meta"]["goclaw"].get("parentSessionId") for one in listed}
     assert parents == {session: None, fork["sessionId"]: session}
+    other = await house.ws()
+    await other.call("session/load", {"sessionId": fork["sessionId"], "mcpServers": []})
+    updates = [shown["update"] for shown in other.updates()]
+    words = [u for u in updates if u["sessionUpdate"] == "user_message_chunk"]
+    assert [u["content"]["text"] for u in words] == ["say:hello"]
     audit = await house.engine.database.read("audit_after", seq=0, limit=100)
     actions = [orjson.loads(row[2])["action"] for row in audit]
     assert actions.count("admin.fork") == 1  # it commits with the fork, and with nothing else
