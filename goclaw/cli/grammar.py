@@ -90,6 +90,12 @@ def _work(verbs: Any) -> None:
     run.add_argument("--detach", action="store_true", help="print the ids and leave it running")
     _brain(run, "the brain of a new session: direct, script:FILE, ...")
     _json(run, "one object per line: each event, then the result")
+    worker = _verb(verbs, "worker", "worker:work", "carry out the tasks of a pool with a function")
+    worker.add_argument("handler", metavar="MODULE:FUNCTION", help="gets the context of each task")
+    worker.add_argument("--pool", required=True, metavar="NAME", help="whose tasks are claimed")
+    worker.add_argument(
+        "--concurrency", type=_count, default=1, metavar="N", help="tasks at once; 1 unless given"
+    )
     acp = _verb(verbs, "acp", "acp", "speak the Agent Client Protocol on stdin and stdout")
     _brain(acp, "the brain of new sessions")
 
@@ -244,5 +250,5 @@ def _whole(text: str, what: str) -> int:
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**9):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of kills: a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no count: a whole number from 1")
     return int(text)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         TaskInfo,
     )
 
-__all__ = ["Client"]
+__all__ = ["Client", "pause"]
 
 T = TypeVar("T")
 
@@ -137,7 +137,8 @@ class Client:
     """A client of one daemon; use it in an ``async with``, on one loop.
 
     ``home``: the daemon of that home (GOCLAW_HOME or ~/.goclaw when None), started with
-    ``start=True`` where there is none. ``url`` and ``token``: over /ws instead.
+    ``start=True`` where there is none. ``url`` and ``token``: over /ws instead. ``patient``: wait
+    for a daemon as long as it takes, at first and whenever it goes away.
 
     Every call raises the GoclawError that the daemon answers with, and DaemonGone when there is no
     daemon (any more). After a lost connection the client connects again, repeats what had no answer
@@ -151,9 +152,11 @@ class Client:
         url: str | None = None,
         token: str | None = None,
         start: bool = False,
+        patient: bool = False,
         client_id: str | None = None,
     ) -> None:
         self._clock = SystemClock()
+        self._patient = patient
         self._client_id = client_id or self._clock.new_id("client")
         self._start = start
         self._link = Link(lambda: self._clock.new_id("key"))
@@ -223,19 +226,28 @@ class Client:
         """Carry out a request of ``asks.py``."""
         return ask.read(await self.call(ask.method, ask.params))
 
-    async def call(self, method: str, params: dict[str, Any]) -> Any:
-        """Any method, as it is on the wire."""
-        message = await self._answer_of(method, params)
+    async def call(
+        self, method: str, params: dict[str, Any], *, until: asyncio.Event | None = None
+    ) -> Any:
+        """Any method, as it is on the wire.
+
+        ``until``: once it is set the daemon is asked to give the request up; its answer counts all
+        the same, whatever it is.
+        """
+        message = await self._answer_of(method, params, until)
         if message.get("error"):
             raise asks.exception(message["error"])
         return message.get("result")
 
-    async def _answer_of(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    async def _answer_of(
+        self, method: str, params: dict[str, Any], until: asyncio.Event | None = None
+    ) -> dict[str, Any]:
         if self._pump is None or self._pump.done():
             raise DaemonGone(f"There is no connection to {self._name}.", hint="Call connect().")
         request_id = self._link.request(method, params)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[request_id] = future
+        give_up = None if until is None else self._later(self._withdraw(until, request_id))
         try:
             await self._flush()
             return await future
@@ -245,6 +257,13 @@ class Client:
             raise
         finally:
             self._answers.pop(request_id, None)
+            if give_up is not None:
+                give_up()
+
+    async def _withdraw(self, until: asyncio.Event, request_id: int) -> None:
+        await until.wait()
+        self._link.notify("$/cancel_request", {"requestId": request_id})
+        await self._flush()
 
     async def new_session(
         self,
@@ -409,9 +428,10 @@ class Client:
             connection = await self._open()
             if connection is not None:
                 break
-            if self._clock.mono_ms() >= until:
+            late = self._clock.mono_ms() >= until
+            if late and not self._patient:
                 raise failure
-            await _pause(limits.POLL_MS)
+            await pause(limits.START_AGAIN_MS if late else limits.POLL_MS)
         self._connection = connection
         self._link.connected()
         await self._flush()
@@ -445,10 +465,12 @@ class Client:
                 with contextlib.suppress(OSError):  # the pump notices too, and the link repeats
                     await self._connection.send(lines)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def _later(self, work: Coroutine[Any, Any, None]) -> Callable[[], object]:
+        """Carry it out beside; what takes it back."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task.cancel
 
     def _fail(self, error: GoclawError) -> None:
         for future in self._answers.values():
@@ -502,7 +524,8 @@ async def _gather(
         queue.task_done()
 
 
-async def _pause(wait_ms: int) -> None:
+async def pause(wait_ms: int) -> None:
+    """Let time go by."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(wait_ms / 1000):
             await asyncio.get_running_loop().create_future()

@@ -409,7 +409,7 @@ class External:
         task = await self._task(held)
         outcome = Failed(
             **arguments, retryable=retryable, retry_after_ms=retry_after_ms,
-            fingerprint=fingerprint or arguments["code"],
+            fingerprint=fingerprint,
         )  # fmt: skip
         wait_ms = backoff_ms(self._queue, self._clock, task["failures"], retry_after_ms)
         part = failed(

@@ -163,15 +163,16 @@ class Pools:
     async def _take(self, pool: str, most: int, owner: str, decision: Decision) -> list[Lease]:
         tokens = [self._clock.random_bytes(16) for _ in range(most)]
         now, version = self._clock.wall_ms(), self._policy_version()
-        until_mono = self._clock.mono_ms() + self._queue.lease_ms
+        now_mono = self._clock.mono_ms()
         bind = self._database.bind
         parts = [
             bind("claim_any", pool=pool),
             bind("audit", record=orjson.dumps(decision.to_json()), now=now),
             *(
                 bind(
-                    "claim", pool=pool, owner=owner, token=token, lease_until_mono=until_mono,
-                    policy_version=version, aging_factor=self._queue.aging_factor, now=now,
+                    "claim", pool=pool, owner=owner, token=token, now_mono=now_mono,
+                    lease_until_mono=now_mono + self._queue.lease_ms, policy_version=version,
+                    aging_factor=self._queue.aging_factor, now=now,
                 )
                 for token in tokens
             ),

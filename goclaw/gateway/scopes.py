@@ -43,8 +43,8 @@ _SCOPES: Final = {
     Scope.READ: (
         "session/load", "session/list", "session/resume", "_goclaw/session/subscribe",
         "_goclaw/session/unsubscribe", "_goclaw/session/events", "_goclaw/run/get",
-        "_goclaw/approvals/list", "_goclaw/task/get", "_goclaw/task/list", "_goclaw/effects/list",
-        "_goclaw/system/status",
+        "_goclaw/approvals/list", "_goclaw/task/get", "_goclaw/task/list", "_goclaw/task/why",
+        "_goclaw/effects/list", "_goclaw/system/status", "_goclaw/system/watch",
     ),
     Scope.MUTATE: (
         "session/new", "session/close", "session/delete", "session/prompt", "_goclaw/run/cancel",
@@ -54,6 +54,7 @@ _SCOPES: Final = {
         "_goclaw/approvals/resolve", "_goclaw/effects/settle", "_goclaw/effects/redo",
         "_goclaw/effects/probe",
     ),
+    Scope.ADMIN: ("_goclaw/task/redrive", "_goclaw/task/drop"),
 }  # fmt: skip
 _BY_METHOD: Final = {method: scope for scope, methods in _SCOPES.items() for method in methods}
 

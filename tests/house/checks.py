@@ -43,6 +43,7 @@ FLOORS = {
     "cli": 8,
     "tui": 8,
     "bridges": 8,
+    "worker": 8,
     "__main__": 9,
 }
 
@@ -52,6 +53,7 @@ ONLY = {
     "client": {"core", "protocol"},
     "tui": {"client", "core", "protocol"},
     "bridges": {"client", "core", "protocol"},
+    "worker": {"client"},  # goclaw/worker.py: a public name
 }
 
 # Siblings that may meet, with the reason.
@@ -129,6 +131,8 @@ EDGES: dict[str, str] = {
     "goclaw/gateway/connection.py:Connection._answer": "a request gets an answer, come what may",
     "goclaw/skills/wasi.py:Host.enter": "native frames lie above; Sandbox.call raises it again",
     "goclaw/engine/effects.py:_Entry._carry_out": "a tool's fault leaves the effect unknown",
+    "goclaw/client/worker.py:Worker._outcome": "a handler's code: its fault fails the attempt",
+    "goclaw/client/worker.py:_in_thread": "a thread's edge: the worker's loop raises it again",
     "goclaw/engine/worker.py:LiveAttempt._outcome": "a brain's code: its fault fails the attempt",
 }
 
