@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from goclaw.brains.deltas import Deltas
 
-__all__ = ["Answer", "Brain", "Failure", "Intent", "ToolResult", "Turn"]
+__all__ = ["Answer", "Brain", "Failure", "Intent", "Refusal", "ToolResult", "Turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,18 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a prompt is not carried out, for programs; the answer's text tells it to people."""
+
+    code: str
+    message: str
+
+    def to_json(self) -> dict[str, str]:
+        """As the journal and the run's result hold it."""
+        return {"code": self.code, "message": self.message}
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """One answer. Done in this order: fail, sleep, ask, call; then ``stop`` ends the run, and
     without it the brain is asked again."""
@@ -44,6 +56,8 @@ class Answer:
     fail: Failure | None = None
     stop: str | None = None
     """An ACP stop reason."""
+    refusal: Refusal | None = None
+    """Comes with the stop reason ``refusal``."""
 
     def to_json(self) -> dict[str, Any]:
         """The record of the journal."""
@@ -60,6 +74,7 @@ class Answer:
                 "onAttempts": fail.on_attempts and list(fail.on_attempts),
             },
             "stop": self.stop,
+            "refusal": self.refusal and self.refusal.to_json(),
         }
         return {name: value for name, value in found.items() if value not in (None, [])}
 
@@ -68,6 +83,7 @@ class Answer:
         """The answer that ``to_json`` kept, also that of an older program."""
         fail = record.get("fail")
         on_attempts = fail.get("onAttempts") if fail else None
+        refusal = record.get("refusal")
         return cls(
             text=record.get("text", ""),
             intents=tuple(Intent(one["tool"], one["arguments"]) for one in record.get("calls", [])),
@@ -78,6 +94,7 @@ class Answer:
                 fail["code"], fail["retryable"], None if on_attempts is None else tuple(on_attempts)
             ),
             stop=record.get("stop"),
+            refusal=refusal and Refusal(refusal["code"], refusal["message"]),
         )
 
 

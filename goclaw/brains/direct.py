@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from goclaw.brains.answers import Answer, Intent
+from goclaw.brains.answers import Answer, Intent, Refusal
+from goclaw.core.errors import InvalidParams
+from goclaw.core.states import Outcome
 
 if TYPE_CHECKING:
     from goclaw.brains.answers import ToolResult, Turn
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["DirectBrain", "parse_command"]
 
 _COMMAND: Final = re.compile(r"/(?P<name>[\w-]+)(?:\s+(?P<rest>.*))?", re.DOTALL)
+_UNKNOWN: Final = "unknown_command"
 
 
 class DirectBrain:
-    """Answers ``/TOOL ...`` with a call, and everything else with what commands there are."""
+    """Answers ``/TOOL ...`` with a call, and everything else with what commands there are: prose
+    ends its turn well, a command that cannot be carried out is refused."""
 
     name = "direct"
 
@@ -39,25 +43,31 @@ class DirectBrain:
         if turn.step > 0:
             for result in turn.results:
                 deltas.say(_shown(result))
-            return Answer(deltas.text, stop="end_turn")
-        intent = parse_command(turn.prompt, self._registry)
-        if isinstance(intent, Intent):
-            return Answer(intents=(intent,))
-        deltas.say(intent)
-        return Answer(deltas.text, stop="end_turn")
+            return Answer(deltas.text, stop=Outcome.END_TURN)
+        found = parse_command(turn.prompt, self._registry)
+        if isinstance(found, Intent):
+            return Answer(intents=(found,))
+        if found is None:
+            why = "No model is configured, so only commands are understood."
+            deltas.say(f"{why}\n\n{_help(self._registry)}")
+            return Answer(deltas.text, stop=Outcome.END_TURN)
+        deltas.say(found.message)
+        if found.code == _UNKNOWN:
+            deltas.say(f"\n\n{_help(self._registry)}")
+        return Answer(deltas.text, stop=Outcome.REFUSAL, refusal=found)
 
 
-def parse_command(prompt: str, registry: Registry) -> Intent | str:
-    """The call that a prompt asks for, else the sentence to answer with."""
+def parse_command(prompt: str, registry: Registry) -> Intent | Refusal | None:
+    """The call that a prompt asks for, or why it cannot be made; None: it is no command."""
     match = _COMMAND.fullmatch(prompt.strip())
     if match is None:
-        return f"No model is configured, so only commands are understood.\n\n{_help(registry)}"
+        return None
     entry = registry.get(match["name"])
     if entry is None:
-        return f"There is no command /{match['name']}.\n\n{_help(registry)}"
+        return Refusal(_UNKNOWN, f"There is no command /{match['name'][:80]}.")
     arguments = _arguments(entry.tool, (match["rest"] or "").strip())
     if isinstance(arguments, str):
-        return arguments
+        return Refusal(InvalidParams.code, arguments)
     return Intent(entry.tool.name, arguments)
 
 

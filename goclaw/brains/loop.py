@@ -24,7 +24,7 @@ from goclaw.core.records import Failed, Succeeded
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from goclaw.brains.answers import Brain, Intent
+    from goclaw.brains.answers import Brain, Intent, Refusal
     from goclaw.core.decisions import Decision
     from goclaw.core.records import Attempt, CallResult, Outcome, Session, Stream, Task
     from goclaw.tools.gate import Gate
@@ -100,7 +100,8 @@ class BrainRunner:
             tools += results
             refused = said.ask is not None and results[0].status in _NOT_MADE
             if said.stop is not None or refused:
-                return Succeeded(said.stop or "end_turn", run_result("".join(text), tools))
+                result = run_result("".join(text), tools, said.refusal)
+                return Succeeded(said.stop or "end_turn", result)
         return Succeeded("max_turn_requests", run_result("".join(text), tools))
 
     async def _carry_out(
@@ -184,26 +185,29 @@ def _error_of(output: bytes) -> str:
     return str(parsed.get("error", "")) if isinstance(parsed, dict) else ""
 
 
-def run_result(text: str, tools: Sequence[ToolResult]) -> bytes:
+def run_result(text: str, tools: Sequence[ToolResult], refusal: Refusal | None = None) -> bytes:
     """What ``goclaw run --json`` prints, within RESULT_BYTES_MAX: the largest outputs give way,
     then the text. The journal has all of it."""
+    error = {} if refusal is None else {"error": refusal.to_json()}
     outputs = [tool.output for tool in tools]
     largest_first = sorted(range(len(outputs)), key=lambda index: -len(outputs[index]))
-    result = _encoded(text, tools, outputs)
+    result = _encoded(text, tools, outputs, error)
     for index in largest_first:
         if len(result) <= limits.RESULT_BYTES_MAX:
             break
         outputs[index] = orjson.dumps({"omittedBytes": len(outputs[index])})
-        result = _encoded(text, tools, outputs)
+        result = _encoded(text, tools, outputs, error)
     if len(result) > limits.RESULT_BYTES_MAX:
         # six bytes a character, and as much for the names of the tools
-        result = _encoded(text[: limits.RESULT_BYTES_MAX // 12], tools, outputs)
+        result = _encoded(text[: limits.RESULT_BYTES_MAX // 12], tools, outputs, error)
     return result
 
 
-def _encoded(text: str, tools: Sequence[ToolResult], outputs: Sequence[bytes]) -> bytes:
+def _encoded(
+    text: str, tools: Sequence[ToolResult], outputs: Sequence[bytes], error: dict[str, Any]
+) -> bytes:
     shown = [
         {"name": tool.name, "status": tool.status, "output": orjson.Fragment(output)}
         for tool, output in zip(tools, outputs, strict=True)
     ]
-    return orjson.dumps({"text": text, "tools": shown})
+    return orjson.dumps({"text": text, "tools": shown, **error})

@@ -234,7 +234,7 @@ class _Run:
                 self._newline()
         elif result.text and (code == 0 or result.error is not None):
             self._write(result.text if result.text.endswith("\n") else result.text + "\n")
-        if error is not None:
+        if error is not None and not (self._live and str(error["message"]) in result.text):
             show.tell(str(error["message"]))
         elif code == CANCELED:
             show.tell("The run was canceled.")

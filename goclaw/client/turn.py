@@ -112,6 +112,7 @@ class Turn:
                 ToolUse(str(one["name"]), str(one["status"]), one.get("output"))
                 for one in record.get("tools", ())
             )
+            error = error or record.get("error")
         state, stop_reason = self.state, self.stop_reason or answer.get("stopReason")
         if not self._ended and stop_reason is not None:
             state = "CANCELED" if stop_reason == "cancelled" else "SUCCEEDED"

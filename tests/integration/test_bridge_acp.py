@@ -200,6 +200,19 @@ class Pipes:
             os.close(descriptor)
 
 
+@pytest.mark.req("B-2", "W-10")
+def test_a_command_that_there_is_not_is_refused_with_the_list_of_commands(place: World) -> None:
+    bridge = Bridge(place)
+    bridge.greet()
+    session = bridge.session(place.cwd)
+    turn = bridge.prompt(session, "/typo")
+    assert bridge.answer(turn)["result"]["stopReason"] == "refusal"
+    text = "".join(update["content"]["text"] for update in bridge.updates("agent_message_chunk"))
+    assert text.startswith("There is no command /typo.")
+    assert "/word-count FILE" in text
+    assert bridge.close() == 0
+
+
 # -- riding it out -------------------------------------------------------------------------------
 
 

@@ -168,6 +168,31 @@ def test_a_file_that_is_not_there_is_a_sentence_and_exit_1(place: World) -> None
     assert result["error"]["code"] == "file_unreadable"
 
 
+@pytest.mark.req("B-2", "U-1")
+@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "code", "said"),
+    [
+        ("/typo file.txt", "unknown_command", "There is no command /typo."),
+        ("/word-count", "invalid_params", "/word-count needs its file. Write /word-count FILE."),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_is_exit_1(
+    place: World, prompt: str, code: str, said: str, served: bool
+) -> None:
+    if served:
+        place.serve()
+    done = place.goclaw("run", prompt, code=1)
+    assert done.stdout.startswith(said)
+    assert ("/sha256 FILE" in done.stdout) == (code == "unknown_command")
+    assert f"goclaw: {said}\n" in done.stderr
+    result = place.lines("run", prompt, code=1)[-1]
+    assert (result["state"], result["stopReason"]) == ("SUCCEEDED", "refusal")
+    assert result["error"] == {"code": code, "message": said}
+    again = place.lines("run", prompt, "--key", "k", code=1)[-1]
+    assert place.lines("run", prompt, "--key", "k", code=1)[-1] == again
+
+
 @pytest.mark.req("A-3", "I-6")
 def test_what_the_policy_denies_is_exit_10(place: World) -> None:
     done = place.goclaw("run", f"/word-count {place.home.config}", code=10)
@@ -347,6 +372,15 @@ def test_a_person_sees_it_happen(place: World) -> None:
     shown = terminal.seen.replace(b"\r\n", b"\n").decode()
     assert "\x1b" not in shown
     assert shown.index("Looking at") < shown.index("- word-count") < shown.index("Seen.\n")
+
+
+@pytest.mark.req("U-1")
+def test_a_person_reads_once_why_a_command_was_refused(place: World) -> None:
+    place.goclaw("run", "hello")
+    terminal = Terminal(place, "run", "/typo")
+    assert terminal.end() == 1
+    assert terminal.seen.count(b"There is no command /typo.") == 1
+    assert b"/sha256 FILE" in terminal.seen
 
 
 @pytest.mark.req("U-2", "A-7")

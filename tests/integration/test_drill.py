@@ -5,7 +5,6 @@ The bad daemons are those of drill_planted.py: real ones with one fault built in
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -152,5 +151,5 @@ def test_an_installed_skill_is_drilled(w: World) -> None:
 
 @pytest.mark.req("E-10", "A-1")
 def test_no_other_daemon_has_the_tools_of_a_drill(w: World) -> None:
-    answer = json.loads(w.goclaw("run", "/irreversible {}", "--json").stdout.splitlines()[-1])
+    answer = w.lines("run", "/irreversible {}", code=1)[-1]
     assert "There is no command /irreversible" in answer["text"]

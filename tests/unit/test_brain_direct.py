@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from goclaw.brains.answers import Answer, Intent, ToolResult, Turn
+from goclaw.brains.answers import Answer, Intent, Refusal, ToolResult, Turn
 from goclaw.brains.deltas import Deltas
 from goclaw.brains.direct import DirectBrain, parse_command
 from goclaw.core.records import Tool
@@ -92,31 +92,39 @@ def test_a_command_is_a_call(
 def test_a_command_that_cannot_be_read_says_how_to_write_it(
     prompt: str, sentence: str, registry: Registry
 ) -> None:
-    assert parse_command(prompt, registry) == sentence
+    refusal = Refusal("invalid_params", sentence)
+    assert parse_command(prompt, registry) == refusal
+    found, (update,) = answer(registry, Turn(prompt, 0, ()))
+    assert found == Answer(sentence, stop="refusal", refusal=refusal)
+    assert Answer.from_json(found.to_json()) == found
+    assert update["content"]["text"] == sentence
 
 
 def test_broken_json_is_named(registry: Registry) -> None:
     for rest in ('{"pointer": }', '{"json": NaN}', "{" * 100_000, '{"a":' * 100_000):
         found = parse_command(f"/json-query {rest}", registry)
-        assert isinstance(found, str)
-        assert found.startswith("The arguments of /json-query are no JSON: ")
+        assert isinstance(found, Refusal)
+        assert found.message.startswith("The arguments of /json-query are no JSON: ")
 
 
 @pytest.mark.req("B-2")
 @pytest.mark.parametrize("prompt", ["hello", "", "/nope x", "what is /word-count?", "//", "/"])
+@pytest.mark.req("U-1")
 def test_anything_else_is_told_of_the_commands_and_of_models(
     prompt: str, registry: Registry
 ) -> None:
     found, updates = answer(registry, Turn(prompt, 0, ()))
-    assert found.stop == "end_turn"
+    is_command = prompt == "/nope x"
+    assert found.stop == ("refusal" if is_command else "end_turn")
     for name in ("/word-count FILE", "/sha256 FILE", "/json-query {json}", "/sleep SECONDS"):
         assert name in found.text
     assert "--brain" in found.text
     (update,) = updates
     assert update["content"]["text"] == found.text
     assert update["messageId"] == "m"
-    if prompt == "/nope x":
-        assert found.text.startswith("There is no command /nope.")
+    if is_command:
+        assert found.refusal == Refusal("unknown_command", "There is no command /nope.")
+        assert found.text.startswith("There is no command /nope.\n\nCommands:")
 
 
 @pytest.mark.req("B-2")
