@@ -207,6 +207,33 @@ def test_an_answer_that_nobody_carries_out_says_so(place: World, served: bool) -
     assert ("No daemon is running" in done.stderr) is not served
 
 
+@pytest.mark.req("A-1", "A-4")
+@pytest.mark.parametrize(
+    ("action", "resource"),
+    [
+        ("net.connect", "http://[::"),
+        ("net.connect", "http://a:99999/"),
+        ("net.connect", "1.2.3.4.5"),
+        ("net.connect", ""),
+        ("exec.run", "http://[::"),
+        ("fs.read", ""),
+        ("tool.call", ""),
+        ("tool.call", "x" * 3000),
+    ],
+)
+def test_what_is_malformed_is_explained_as_a_denial(
+    place: World, action: str, resource: str
+) -> None:
+    """As any other denial: the question was answered."""
+    (decision,) = place.lines("policy", "explain", "run", action, resource)
+    assert (decision["effect"], decision["ruleId"]) == ("deny", "(malformed)")
+    assert decision["reason"].startswith("malformed request: ")
+    done = place.goclaw("policy", "explain", "run", action, resource)
+    assert done.stdout.startswith("deny: malformed request: ")
+    (decision,) = place.lines("policy", "explain", "run", "net.connect", "http://10.0.0.1/")
+    assert decision["effect"] == "deny"
+
+
 # -- bad input -----------------------------------------------------------------------------------
 
 
