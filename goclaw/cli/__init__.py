@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from goclaw.core.errors import GoclawError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["main"]
 
@@ -23,11 +23,16 @@ INTERNAL = 70
 INTERRUPTED = 130
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line; the exit code. Never raises, but for ``--help``."""
+def main(
+    arguments: Sequence[str] | None = None, *, ready: Callable[[], None] = lambda: None
+) -> int:
+    """Carry out a command line; the exit code. Never raises, but for ``--help`` and SIGTERM.
+
+    ``ready`` is called when the verb begins: from there on Ctrl-C is KeyboardInterrupt.
+    """
     _hold_descriptors()
     try:
-        return _carry_out(sys.argv[1:] if arguments is None else arguments)
+        return _carry_out(sys.argv[1:] if arguments is None else arguments, ready)
     except GoclawError as error:
         _tell(str(error))
         return error.exit
@@ -46,11 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERNAL
 
 
-def _carry_out(arguments: Sequence[str]) -> int:
+def _carry_out(arguments: Sequence[str], ready: Callable[[], None]) -> int:
     from goclaw.cli.grammar import parse
 
     options = parse(arguments)
     module = importlib.import_module(f"goclaw.cli.{options.module}")
+    ready()
     code: int = getattr(module, options.function)(options)
     sys.stdout.flush()
     return code

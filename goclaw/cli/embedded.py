@@ -6,6 +6,7 @@ Owns that thread. Not in here: what the daemon does (``daemon.py``), who talks t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -16,6 +17,8 @@ from goclaw.core.clock import SystemClock
 from goclaw.daemon import Daemon, check_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from goclaw.core.home import Home
 
 __all__ = ["Embedded"]
@@ -32,6 +35,8 @@ class Embedded:
         self._failure: BaseException | None = None
         self._daemon: Daemon | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._wishes: list[Callable[[Daemon], None]] = []  # made before there was a daemon
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="goclaw-embedded", daemon=True)
 
     def start(self) -> None:
@@ -48,19 +53,25 @@ class Embedded:
 
     def stop(self) -> None:
         """Do not wait for its clients; a second call hurries."""
-        if self._loop is not None and self._daemon is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._daemon.request_stop)
+        self._ask(Daemon.request_stop)
 
     def join(self, wait_ms: int | None = None) -> bool:
         """Leave it: it ends when its last client has left; wait for that. False: it has not yet."""
-        if self._loop is not None and self._daemon is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._daemon.owner_left)
+        self._ask(Daemon.owner_left)
         self._thread.join(None if wait_ms is None else wait_ms / 1000)
         return not self._thread.is_alive()
 
+    def _ask(self, wish: Callable[[Daemon], None]) -> None:
+        with self._lock:
+            if self._loop is None or self._daemon is None:
+                self._wishes.append(wish)
+                return
+        with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+            self._loop.call_soon_threadsafe(wish, self._daemon)
+
     def _run(self) -> None:
-        # Ctrl-C is for the thread that waits; the threads made from here on inherit this.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Signals are for the thread that waits; the threads made from here on inherit this.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         system_log = log.SystemLog(self._home.logs / "system.jsonl", SystemClock())
         try:
             asyncio.run(self._serve())
@@ -71,8 +82,11 @@ class Embedded:
             self._started.set()
 
     async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._daemon = Daemon(self._home, self._config, embedded=True)
-        await self._daemon.start()
+        daemon = Daemon(self._home, self._config, embedded=True)
+        with self._lock:
+            self._loop, self._daemon = asyncio.get_running_loop(), daemon
+        for wish in self._wishes:
+            wish(daemon)
+        await daemon.start()
         self._started.set()
-        await self._daemon.serve_until_stopped()
+        await daemon.serve_until_stopped()

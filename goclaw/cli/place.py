@@ -5,8 +5,10 @@ Owns the choice between the daemon that is there and an embedded one. Not in her
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import TYPE_CHECKING, Any
+import signal
+from typing import TYPE_CHECKING, Any, Final
 
 from goclaw.cli.show import tell
 from goclaw.core import limits
@@ -17,11 +19,14 @@ from goclaw.core.home import Home
 if TYPE_CHECKING:
     import argparse
     import socket
+    from collections.abc import Callable
 
     from goclaw.cli.embedded import Embedded
     from goclaw.client.blocking import SyncClient
 
 __all__ = ["Place", "brain_name", "home_of", "prepare"]
+
+TERMINATED: Final = 143
 
 
 def home_of(options: argparse.Namespace) -> Home:
@@ -54,6 +59,8 @@ class Place:
 
     A daemon that goes away meanwhile is waited for: whoever restarts it must find the home free.
     ``takes_over``: after ``limits.TAKE_OVER_MS`` an embedded one takes its place.
+
+    SIGTERM and Ctrl-C leave in good order: what an embedded one runs goes back to the queue.
     """
 
     def __init__(self, home: Home, *, takes_over: bool = False) -> None:
@@ -62,10 +69,20 @@ class Place:
         self._embedded: Embedded | None = None
         self._client: SyncClient | None = None
         self._lost_ms: int | None = None
+        self._is_leaving = self._is_hurried = self._is_terminated = False
+        self._before: Any = signal.SIG_DFL
+        self.on_terminate: Callable[[], None] = lambda: None
+        """Called first at SIGTERM, to say how things stand."""
+
+    @property
+    def is_embedded(self) -> bool:
+        """True when the daemon is in this process."""
+        return self._embedded is not None
 
     def __enter__(self) -> SyncClient:
         from goclaw.client.blocking import SyncClient
 
+        self._before = signal.signal(signal.SIGTERM, self._terminated)
         try:
             self._client = SyncClient(self._home, reach=self._reach)
         except BaseException:
@@ -81,17 +98,39 @@ class Place:
     def hurry(self, *, at_once: bool = False) -> None:
         """Do not wait for other clients of an embedded daemon; ``at_once``: nor for what it runs,
         which goes back to the queue."""
+        self._is_hurried = True
         if self._embedded is not None:
             self._embedded.stop()
             if at_once:
                 self._embedded.stop()
 
+    def _terminated(self, _number: int, _frame: Any) -> None:
+        if self._is_terminated:
+            return  # it is on its way
+        self._is_terminated = True
+        with contextlib.suppress(RuntimeError):  # it came in the middle of a print
+            self.on_terminate()
+        self.hurry(at_once=True)
+        if not self._is_leaving:
+            raise SystemExit(TERMINATED)
+
     def _leave(self) -> None:
-        if self._embedded is not None:
-            if not self._embedded.join(limits.LEAVE_MS):
-                tell("Done here, but other programs use this daemon. Ctrl-C leaves them.")
+        self._is_leaving = True
+        try:
+            if self._embedded is not None and not self._embedded.join(limits.LEAVE_MS):
+                if not self._is_hurried:
+                    tell("Done here, but other programs use this daemon. Ctrl-C leaves them.")
                 self._embedded.join()
+        except KeyboardInterrupt:
+            self.hurry(at_once=True)
+            if self._embedded is not None:
+                self._embedded.join()  # who cannot wait for this either ends as in a crash
+            raise
+        finally:
             self._embedded = None
+            signal.signal(signal.SIGTERM, self._before)
+        if self._is_terminated:
+            raise SystemExit(TERMINATED)
 
     def _reach(self) -> socket.socket | None:
         """A connection to whoever holds the home, or by holding it ourselves.
@@ -113,11 +152,12 @@ class Place:
 
         embedded = Embedded(self._home)
         prepare(self._home)
+        self._embedded = embedded
         try:
             embedded.start()
         except HomeInUse:
+            self._embedded = None
             return None
-        self._embedded = embedded
         return dial(self._home)
 
     def _may_take_over(self) -> bool:

@@ -106,6 +106,7 @@ class _Run:
         session = _session(client, options, self._here, interactive=self._interactive)
         key = options.key or SystemClock().new_id("key")
         with self._interruptible(session):
+            self._place.on_terminate = lambda: show.tell(f"Leaving. {self._way_on(session)}")
             prompted = self._prompted = client.submit(options.prompt, session=session, key=key)
             try:
                 result = client.wait(prompted, self._event)
@@ -113,6 +114,15 @@ class _Run:
                 self._place.hurry()
                 return self._waiting(prompted)
         return self._ended(result)
+
+    def _way_on(self, session: str) -> str:
+        """What becomes of the run when nobody waits for it here."""
+        if self._place.is_embedded:
+            return (
+                "The run goes back to the queue; it goes on with `goclaw serve`, or with the next "
+                f"`goclaw run --session {session}`."
+            )
+        return f"The run goes on in the daemon: `goclaw events {session} --follow`."
 
     # -- while it runs --------------------------------------------------------------------------
 

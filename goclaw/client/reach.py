@@ -139,7 +139,7 @@ class Starter:
                 os.ftruncate(output, 0)
             self._output_from = os.fstat(output).st_size
             # -P: nothing in the directory of a project may take the place of a module
-            command = [sys.executable, "-P", "-m", "goclaw.cli", "serve", "--idle-exit"]
+            command = [sys.executable, "-P", "-m", "goclaw", "serve", "--idle-exit"]
             self._child = os.posix_spawn(
                 sys.executable,
                 [*command, "--home", str(self._home.root)],

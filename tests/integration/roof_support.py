@@ -21,7 +21,7 @@ from goclaw.core.home import Home
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["CLOCK", "DEADLINE_MS", "ROOT", "Bridge", "World", "script_file", "world"]
+__all__ = ["CLOCK", "DEADLINE_MS", "ROOT", "Bridge", "World", "read_until", "script_file", "world"]
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCK = SystemClock()
@@ -126,6 +126,16 @@ def world(folder: Path) -> Iterator[World]:
         yield made
     finally:
         made.close()
+
+
+def read_until(child: subprocess.Popen[str], kind: str) -> dict[str, Any]:
+    """The next event of that kind that a child prints with --json."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        event: dict[str, Any] = json.loads(line)
+        if event["type"] == kind:
+            return event
+    raise AssertionError(f"no {kind}: {child.communicate()}")
 
 
 def script_file(folder: Path, steps: Sequence[dict[str, Any]], match: str = "go") -> str:

@@ -11,7 +11,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from roof_support import DEADLINE_MS, GOCLAW, World, script_file, world
+from roof_support import DEADLINE_MS, GOCLAW, World, read_until, script_file, world
 
 from goclaw.cli.place import Place
 
@@ -288,15 +288,6 @@ def test_a_run_that_waits_for_other_clients_says_so(place: World) -> None:
         assert said
     follower.send_signal(signal.SIGINT)
     assert owner.wait(DEADLINE_MS / 1000) == 11
-
-
-def read_until(child: subprocess.Popen[str], kind: str) -> dict[str, Any]:
-    assert child.stdout is not None
-    for line in child.stdout:
-        event: dict[str, Any] = json.loads(line)
-        if event["type"] == kind:
-            return event
-    raise AssertionError(f"no {kind}: {child.communicate()}")
 
 
 # -- crashes -------------------------------------------------------------------------------------
