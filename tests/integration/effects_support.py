@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 CLASSES = tuple(str(kind) for kind in EffectClass)
+MODES = ["reset", "timeout", "stall", "refuse", "fail", "raise", "cancel", "hang"]
 
 # The tools of these tests; `asked` and `denied` are irreversible ones with another answer.
 POLICY = (
@@ -77,7 +78,7 @@ def _tool(name: str, effect_class: EffectClass) -> Tool:
             "properties": {
                 "n": {"type": "integer"},
                 "key": {"type": "string"},
-                "mode": {"enum": ["reset", "refuse", "fail", "raise", "cancel", "hang"]},
+                "mode": {"enum": MODES},
             },
         },
         effect_class=effect_class, sandbox="none", key_argument="key",
@@ -85,15 +86,17 @@ def _tool(name: str, effect_class: EffectClass) -> Tool:
 
 
 class SinkTools:
-    """A ToolSource. ``mode`` says how the call ends: reset (done, no answer), refuse (not done,
-    come again), fail (the tool says so), raise, cancel (by itself), hang (until cancelled)."""
+    """A ToolSource. ``mode`` says how the call ends: reset (done, no answer), timeout (the same),
+    stall (done, then nothing until cancelled), refuse (not done, come again), fail (the tool says
+    so), raise, cancel (by itself), hang (not done, until cancelled)."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self.refusals = 0
         self.probes = 0
-        self.resets = True
-        """False: ``reset`` calls are answered, as if the line were good again."""
+        self.faults_left = 1 << 30
+        """Calls whose line fails (reset, timeout, stall); those behind them are answered."""
+        self.stalling = asyncio.Event()
         self.tells = True
         """False: a probe cannot tell."""
         self.probe_fault: Exception | None = None
@@ -128,9 +131,16 @@ class SinkTools:
             case "hang":
                 self.hanging.set()
                 await self.released.wait()
-        reset = mode == "reset" and self.resets
+        faulty = mode in ("reset", "timeout", "stall") and self.faults_left > 0
+        self.faults_left -= faulty
+        reset = faulty and mode == "reset"
         request = {"op": "send", "tool": tool.name, "key": key, "reset": reset}
         answer = await ask_sink(self._socket, request)
+        if faulty and mode == "timeout":
+            raise TimeoutError("no answer in time")
+        if faulty and mode == "stall":
+            self.stalling.set()
+            await asyncio.Event().wait()
         return Done(orjson.dumps({"n": arguments["n"], **answer}), failed=mode == "fail")
 
     async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:

@@ -72,7 +72,7 @@ def test_what_is_sent_again_goes_under_its_old_key(word: str, home: Path, sink: 
         async with World(home, sink) as world:
             task = await unknown(world)
             before = await world.engine.settlement.listed(task["task_id"])
-            world.tools.resets = False
+            world.tools.faults_left = 0
             effect, _ = await world.engine.settlement.settle(task["task_id"], 0, word, by="me")
             assert effect.state == "retryable"
             await world.until(task["task_id"], "SUCCEEDED")
@@ -189,7 +189,7 @@ def test_a_probe_settles_by_what_the_tool_says(happened: bool, home: Path, sink:
             world.tools.tells = True
             if not happened:
                 await ask_sink(sink, {"op": "forget"})
-                world.tools.resets = False
+                world.tools.faults_left = 0
             effect, event_id = await world.engine.settlement.ask(task["task_id"], 0, by="me")
             assert effect.state == ("result" if happened else "retryable")
             assert event_id is not None
