@@ -889,10 +889,11 @@ SELECT state AS e_state, hash AS e_hash, result AS e_result, failed AS e_failed,
 SELECT :e_hash AS recorded WHERE :e_hash IS NOT NULL AND :e_hash <> :hash;
 -- step: need
 SELECT 1 WHERE :e_state IS NULL OR :e_state = 'retryable' OR (:e_state = 'unknown' AND :class = 'keyed');
+-- Of others with its key, the last row counts: what is known, else what may have happened.
 -- step: run
 SELECT state AS d_state, hash AS d_hash, result AS e_result, failed AS e_failed FROM effects
  WHERE key = :key AND class <> 'pure' AND :class <> 'pure' AND NOT (tid = :tid AND ordinal = :ordinal)
- ORDER BY state <> 'result' DESC, tid;
+ ORDER BY CASE state WHEN 'result' THEN 2 WHEN 'retryable' THEN 0 ELSE 1 END, tid;
 -- step: refuse idempotency_conflict
 SELECT 1 WHERE :d_hash IS NOT NULL AND :d_hash <> :hash;
 -- step: refuse effect_unknown

@@ -324,6 +324,45 @@ def test_a_key_shared_by_two_tasks(
     support.obey(store.path)
 
 
+@pytest.mark.req("E-4", "E-5", "I-4")
+@pytest.mark.parametrize(
+    ("order", "hash_", "expected"),
+    [
+        # whatever lies nearest, what may have happened counts more than what was not sent
+        (("unknown", "retryable"), b"h", "effect_unknown"),
+        (("retryable", "unknown"), b"h", "effect_unknown"),
+        (("result", "retryable"), b"h", "deduplicated"),
+        (("retryable", "result"), b"h", "deduplicated"),
+        (("retryable", "retryable"), b"h", "intent"),
+        (("retryable", "retryable"), b"other", "idempotency_conflict"),
+    ],
+)
+def test_a_key_shared_by_three_tasks(
+    store: support.Store, order: tuple[str, str], hash_: bytes, expected: str
+) -> None:
+    """Two intents of one key are open at once only where the first was closed as not sent, and
+    then sent again: both rows stand beside each other."""
+    tids, tokens = [], [b"a" * 16, b"b" * 16]
+    for token in tokens:
+        tids.append(store.enqueue(store.session()))
+        assert store.claim(token)["tid"] == tids[-1]
+        intent(store, tids[-1], token, key="shared")
+        result(store, tids[-1], token, "retryable")
+    for tid, token, state in zip(tids, tokens, order, strict=True):
+        if state != "retryable":
+            assert intent(store, tid, token, key="shared")["e_state"] == "intent"
+            result(store, tid, token, state)
+    third = store.enqueue(store.session())
+    assert store.claim(NEW)["tid"] == third
+    answer = intent(store, third, NEW, key="shared", hash=hash_)
+    if expected in ("deduplicated", "intent"):
+        assert answer.code is None
+        assert answer["e_deduplicated"] == (expected == "deduplicated")
+    else:
+        assert answer.code == expected
+    support.obey(store.path)
+
+
 @pytest.mark.req("E-2", "E-3")
 def test_an_adopted_effect_is_closed_under_the_new_lease(store: support.Store, live: int) -> None:
     intent(store, live, OLD, "probeable")
