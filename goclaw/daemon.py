@@ -29,7 +29,7 @@ from goclaw.policy import default, document, pdp
 from goclaw.skills.catalog import Catalog
 from goclaw.skills.sandbox import Sandbox
 from goclaw.skills.tools import SkillTools
-from goclaw.store import Database, database_files, open_database
+from goclaw.store import Database, database_files, fence_file, open_database
 from goclaw.tools.gate import Gate
 from goclaw.tools.registry import Registry
 
@@ -245,9 +245,9 @@ class Daemon:
         ]
 
     def _closed_files(self) -> list[tuple[int, int]]:
-        """The database's files: opening them in this process would drop SQLite's locks."""
+        """The store's files: opening the database's in this process would drop SQLite's locks."""
         found = []
-        for path in database_files(self.home.root):
+        for path in (*database_files(self.home.root), fence_file(self.home.root)):
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 found.append((stat.st_dev, stat.st_ino))

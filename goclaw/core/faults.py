@@ -29,6 +29,8 @@ POINTS: Final[dict[str, str]] = {
     "after_claim": "a claim is on disk, its attempt has not begun",
     "before_intent": "an effect was decided on, its intent is not on disk",
     "after_intent": "an intent is on disk, the effect was not dispatched",
+    "before_note": "intents are on disk, no note says that they are sent",
+    "after_note": "notes say that effects are sent, none was dispatched",
     "before_result": "an effect was dispatched and answered, its result is not on disk",
     "after_result": "a result is on disk, nobody was told",
     "before_complete": "an attempt is over, its end is not on disk",

@@ -159,6 +159,9 @@ BRIDGE_BYTES_MAX: Final = 1 * MIB  # of one direction of the bridge; then it rea
 FORK_EVENTS_MAX: Final = 50_000  # copied in one transaction: half a second without other writes
 FORK_BYTES_MAX: Final = 32 * MIB  # the same
 EFFECTS_MAX: Final = 10_000  # per task: a loop bound
+FENCE_BYTES_MAX: Final = 256 * MIB  # effects.log: a month of 40,000 a day; then the older half goes
+FENCE_TRIM_BYTES: Final = 16 * MIB  # a smaller one is left as it is, whatever its age
+FENCE_PAGE_BYTES: Final = 256 * KIB  # of one read; far more lines than attempts that race
 PROBE_MS_MAX: Final = 30_000  # for a tool to say whether a call of it happened
 STEPS_MAX: Final = 200  # brain answers per run
 SCRIPT_BYTES_MAX: Final = 8 * MIB  # a file of --brain script:FILE
@@ -229,3 +232,4 @@ assert CLAIM_MAX <= BATCH_OPERATIONS_MAX
 assert PAYLOAD_BYTES_MAX <= CLAIM_BYTES_MAX
 assert CLAIM_BYTES_MAX + CLAIM_EFFECTS_BYTES_MAX + CLAIM_MAX * KIB < FRAME_BYTES_MAX
 assert POLICY_RULES_MAX <= POLICY_ENTRIES_MAX
+assert 4 * FENCE_PAGE_BYTES <= FENCE_TRIM_BYTES <= FENCE_BYTES_MAX

@@ -5,7 +5,8 @@ outcome nobody knows. Not in here: what a tool does (tools), what may be done (p
 
 What a crash leaves, by the point it hits:
   before the intent's COMMIT    nothing happened, the next attempt begins the effect
-  after it, before dispatch     as after dispatch: nobody can tell the two apart
+  after it, before its note     as after dispatch: nobody can tell the three apart
+  after the note (E-8)          as after dispatch; an older backup treats it so, too
   after dispatch                pure, keyed: sent again (same key); probeable: asked; else unknown
   after the result's COMMIT     the record answers, nothing is sent
 """
@@ -13,6 +14,7 @@ What a crash leaves, by the point it hits:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -28,10 +30,12 @@ from goclaw.core.errors import (
     IdempotencyConflict,
     IllegalTransition,
     Nondeterminism,
+    StorageFailed,
 )
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Call, CallResult, Done, Retryable, Unclear
 from goclaw.core.states import EffectClass, EffectState
+from goclaw.store import Note
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -207,6 +211,10 @@ class Journal:
             for decision in decisions
         ]
 
+    def wall_ms(self) -> int:
+        """The time of a note."""
+        return self._clock.wall_ms()
+
     def apply(self, *parts: _Part) -> asyncio.Future[Committed]:
         """Commit the parts as one."""
         return self._database.apply(*parts, live=True)
@@ -330,6 +338,8 @@ class Journal:
                 for entry in unsettled:
                     index = entry.intended(committed.parts, index)
         faultpoint("after_intent")
+        await self._settle_restored(unsettled)
+        await self._note(unsettled)
 
     async def _pass_gates(self, entries: list[_Entry]) -> None:
         """Bounds, rates and breakers of tools: a wait parks the attempt, so its lane is free."""
@@ -350,6 +360,46 @@ class Journal:
                 await self.apply(*entry.refuse("failed", _CONFLICTS[type(error)], error.code))
             else:
                 entry.intended(committed.parts, 0)
+
+    async def _settle_restored(self, entries: list[_Entry]) -> None:
+        """What was sent in a life that a restored backup knows nothing of (E-8)."""
+        restored = [entry for entry in entries if entry.is_unknown]
+        try:
+            for entry in restored:
+                await entry.settle_unknown()
+        except (Park, Retryable):
+            await self._unsend(entries)
+            raise
+        again = [entry for entry in restored if entry.result is None]
+        if again:  # a probe says that it did not happen
+            await self._intend_each(again)
+
+    async def _note(self, entries: list[_Entry]) -> None:
+        """One flush of effects.log for the whole answer, before anything of it is sent."""
+        notes = [entry.note for entry in entries if entry.note is not None]
+        if not notes:
+            return
+        try:
+            await self._database.fence.note(notes)
+        except StorageFailed:
+            await self._unsend(entries)
+            raise
+        faultpoint("after_note")
+
+    async def _unsend(self, entries: list[_Entry]) -> None:
+        """Close intents of which nothing was sent; while the disk refuses, again."""
+        closed = [entry.unsent() for entry in entries if entry.note is not None]
+        while closed:
+            try:
+                await self.apply(*closed)
+            except StorageFailed:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(limits.BUSY_MS_MAX / 1000):
+                        await self.cancelled.wait()
+                if self.cancelled.is_set():
+                    raise
+            else:
+                return
 
     # -- durable waits -------------------------------------------------------------------------
 
@@ -426,6 +476,8 @@ class _Entry:
         self.intending: asyncio.Future[Committed] | None = None
         """The commit of an intent that nobody waited for."""
         self._at_gate = False
+        self.note: Note | None = None
+        """What effects.log must hold before the call is sent."""
         self._intent_at = self._parts_count = 0
 
     def answer(self) -> CallResult:
@@ -445,6 +497,11 @@ class _Entry:
         """Nothing is lost when it is dispatched and its intent is not on disk."""
         owed = any(decision.obligations for decision in self.call.decisions)
         return self.call.effect_class is EffectClass.PURE and not owed
+
+    @property
+    def is_unknown(self) -> bool:
+        """Nobody knows whether it happened, and nobody was told."""
+        return self._state is EffectState.UNKNOWN and self.result is None
 
     def settle_from_journal(self) -> bool:
         """True when the record answers (E-2)."""
@@ -524,15 +581,24 @@ class _Entry:
 
     def intended(self, parts: list[tuple[Any, ...]], index: int) -> int:
         """Read the journal's answer to the intent; the index behind this entry's parts."""
-        state, output, failed, *_ = parts[index + self._intent_at]
+        answer = parts[index + self._intent_at]
+        state, output, failed, _deduplicated, _key, _event_id, number, epoch = answer
         if state == EffectState.RESULT:
             self.result = replace(self._result(output or b"null", failed), replayed=True)
+        elif state == EffectState.UNKNOWN:
+            self.row = {"state": state}
+        elif number is not None:
+            self.note = Note(number, epoch, self.key, self.digest, self._journal.wall_ms())
         return index + self._parts_count
+
+    def unsent(self) -> _Part:
+        """The part that closes the intent: nothing of it was sent."""
+        return self._closed(EffectState.RETRYABLE)
 
     async def settle_unknown(self) -> None:
         """An effect of an earlier attempt whose outcome nobody knows (E-3): answered, parked for,
         or, when a probe says that it did not happen, on its way like a new one."""
-        if self.row is None or self._state is not EffectState.UNKNOWN:
+        if self.row is None or not self.is_unknown:
             return
         journal = self._journal
         adopt = journal.adopt(self.ordinal)

@@ -27,6 +27,7 @@ from goclaw.core.errors import (
     InvalidParams,
     LeaseLost,
     Nondeterminism,
+    StorageFailed,
     TooLarge,
     UnknownId,
 )
@@ -37,7 +38,7 @@ from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.effects import effect_key
 from goclaw.engine.intake import effect_class_of
 from goclaw.protocol.jsonrpc import canonical, encode
-from goclaw.store import rows
+from goclaw.store import Note, rows
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -211,16 +212,32 @@ class External:
     ) -> Intended:
         committed = await self._journaled(held, effect, intending)
         faultpoint("after_intent")
-        state, result, failed, deduplicated, key, _ = committed.parts[1]
-        if state == EffectState.UNKNOWN:  # of an attempt before a redrive: still nobody knows
+        state, result, failed, deduplicated, key, _, number, epoch = committed.parts[1]
+        if state == EffectState.UNKNOWN:
+            # Of an attempt before a redrive, or of a life before a restore: still nobody knows.
             await self._park(held, "effect_unknown", {"ordinal": effect.ordinal})
             raise _unknown(held, effect.ordinal)
         if state == EffectState.RESULT:
             result = result or b"null"
+        elif number is not None:
+            note = Note(number, epoch, key, effect.digest, self._clock.wall_ms())
+            await self._note(held, effect.ordinal, note)
         return Intended(
             effect.ordinal, effect.kind, effect.name, effect.digest, key, result, bool(failed),
             bool(deduplicated),
         )  # fmt: skip
+
+    async def _note(self, held: Held, ordinal: int, note: Note) -> None:
+        """In effects.log before the worker may go on (E-8); else the intent is closed again."""
+        try:
+            await self._database.fence.note([note])
+        except StorageFailed:
+            await self._database.write(
+                "effect_result", live=True, tid=held.tid, token=held.token, ordinal=ordinal,
+                state=str(EffectState.RETRYABLE), failed=0, now=self._clock.wall_ms(),
+            )  # fmt: skip
+            raise
+        faultpoint("after_note")
 
     async def _journaled(
         self, held: Held, effect: Intent, journaling: asyncio.Future[Committed]

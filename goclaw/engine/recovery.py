@@ -1,4 +1,5 @@
-"""What a start finds: leases of a daemon that is gone, times of another boot (Q-6, Q-15).
+"""What a start finds: leases of a daemon that is gone, times of another boot, a database that is
+older than what was done (Q-6, Q-15, E-8).
 
 Owns the order of recovery and its report. Not in here: what each lost attempt becomes (``reclaim``
 in store/queries.sql).
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from goclaw.core import limits, log
 
 if TYPE_CHECKING:
@@ -16,9 +19,42 @@ if TYPE_CHECKING:
     from goclaw.core.config import QueueConfig
     from goclaw.store import Committed, Database
 
+    _Part = tuple[int, tuple[Any, ...]]
+
 __all__ = ["recover"]
 
 _log = log.logger("engine.recovery")
+
+
+async def _take_up_fence(database: Database, clock: Clock) -> tuple[dict[str, Any], list[_Part]]:
+    """Open effects.log, and when it knows more than the database, fence what it knows (E-8).
+
+    Answers what the recovery report says of it, {} when nothing is to be said, and the parts that
+    commit with it: only then do numbers go on behind those that were found.
+    """
+    ((epoch, number),) = await database.read("fence_read")
+    fence = database.fence
+    found = await database.in_reader(lambda: fence.open(number))
+    report: dict[str, Any] = {}
+    begin: list[_Part] = []
+    if found.missing:
+        report["missing"] = True
+    elif found.begins > number + 1:
+        report["notNoted"] = {"from": number + 1, "to": found.begins - 1}
+    if found.number > number:
+        epoch = max(epoch, found.epoch) + 1
+        count = 0
+        pages = fence.beyond(number)
+        while page := await database.in_reader(lambda: next(pages, None)):
+            parts = [database.bind("fence_add", key=note.key, hash=note.hash) for note in page]
+            await database.apply(*parts)
+            count += len(page)
+        begin.append(database.bind("fence_begin", epoch=epoch, number=found.number))
+        report |= {"epoch": epoch, "fenced": count}
+    await database.in_reader(lambda: fence.trim(clock.wall_ms()))
+    if report:
+        _log.warning("the restore fence and the database differ", extra={"data": report})
+    return report, begin
 
 
 async def recover(
@@ -29,6 +65,7 @@ async def recover(
     Leases of external workers live on until they expire, unless the machine was booted since.
     Idempotent: a second call finds nothing.
     """
+    fence, begin = await _take_up_fence(database, clock)
     known = await database.read("meta_get", key="boot")
     rebooted = not known or known[0][0] != boot
     if rebooted:
@@ -57,9 +94,11 @@ async def recover(
             touched.append(_entry(owner, committed))
             _log.info("reclaimed", extra={"data": touched[-1]})
     # Also what an earlier start reclaimed and did not live to report.
-    await database.write(
-        "recovery_report", sid=system_sid, most=limits.EVENTS_PAGE_MAX, now=clock.wall_ms()
-    )
+    report = database.bind(
+        "recovery_report", sid=system_sid, most=limits.EVENTS_PAGE_MAX, now=clock.wall_ms(),
+        fence=orjson.dumps(fence).decode() if fence else None,
+    )  # fmt: skip
+    await database.apply(*begin, report)
     return touched
 
 

@@ -9,13 +9,16 @@ from goclaw.store.database import (
     open_database,
     rows,
 )
+from goclaw.store.fence import Note, fence_file
 
 __all__ = [
     "Archive",
     "Committed",
     "Database",
     "Event",
+    "Note",
     "database_files",
+    "fence_file",
     "open_database",
     "rows",
 ]

@@ -28,6 +28,7 @@ from goclaw.core.errors import (
 )
 from goclaw.core.faults import faultpoint
 from goclaw.store import queries
+from goclaw.store.fence import Fence, fence_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -189,6 +190,8 @@ class Database:
             )
         except (RuntimeError, ValueError) as error:
             raise _refuse(path, f"does not open ({error})", _MEND) from error
+        self.fence = Fence(fence_file(path.parent), threaded=threaded)
+        """Opened by the recovery of a start; nothing may be sent before."""
         self._threaded = threaded
         self._waiting: dict[int, asyncio.Future[Committed]] = {}
         self._on_events: Callable[[list[Event]], None] = lambda events: None
@@ -391,6 +394,7 @@ class Database:
         if loop is not None and not loop.is_closed() and self._threaded:
             loop.remove_reader(self._writer.wake_fd)
         self._writer.close()
+        self.fence.close()
         if loop is not None and loop.is_running():
             while self._waiting and self.deliver():
                 pass

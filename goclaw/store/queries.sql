@@ -603,17 +603,17 @@ VALUES (:tid, json_object('taskId', :task_id, 'runId', :run_id, 'attempt', :atte
 <<promote 0 | :sid | :line | w.broken IS NULL>>
 <<leave>>
 
--- program: recovery_report sid most now
+-- program: recovery_report sid most fence now
 -- One event that names what the start reclaimed, also an earlier start that ended before it could
--- say so (Q-15). At most `most` tasks by name.
+-- say so (Q-15). At most `most` tasks by name. fence: what is to be said of effects.log, as JSON.
 -- returns: event_id count
 -- step: need
-SELECT count(*) AS count FROM recovered GROUP BY NULL HAVING count(*) > 0;
+SELECT count(*) AS count FROM recovered HAVING count(*) > 0 OR :fence IS NOT NULL;
 -- step: expect session_unknown
 SELECT s.head AS event_id, s.salt, s.link, NULL AS tid, NULL AS run_id, NULL AS task_id,
        0 AS attempt, NULL AS trace
   FROM sessions AS s WHERE s.sid = :sid;
-<<event 1 | 'recovery.report' | json_object('count', :count, 'tasks', json((SELECT json_group_array(json(entry)) FROM (SELECT entry FROM recovered ORDER BY tid LIMIT :most))))>>
+<<event 1 | 'recovery.report' | json_patch(json_object('count', :count, 'tasks', json((SELECT json_group_array(json(entry)) FROM (SELECT entry FROM recovered ORDER BY tid LIMIT :most)))), json_object('fence', json(:fence)))>>
 -- step: run
 DELETE FROM recovered;
 
@@ -874,11 +874,13 @@ SELECT wid FROM works WHERE work = :work AND broken IS NOT NULL;
 
 -- program: effect_intent tid token ordinal kind name class key hash request call_id now
 -- Journal the intent of a call that is not pure, before it is sent (E-1). A row with state result or
--- unknown is the journal's answer instead: nothing may be sent.
--- returns: e_state e_result e_failed e_deduplicated e_key event_id
+-- unknown is the journal's answer instead: nothing may be sent. A number is to be noted in effects.log
+-- before it is, also when the same intent is told twice. What was noted there in a life that a restore
+-- took away is unknown (E-8).
+-- returns: e_state e_result e_failed e_deduplicated e_key event_id number epoch
 -- step: run
 SELECT NULL AS e_state, NULL AS e_hash, NULL AS e_result, 0 AS e_failed, 0 AS e_deduplicated,
-       NULL AS d_state, NULL AS d_hash, :key AS e_key;
+       NULL AS d_state, NULL AS d_hash, NULL AS x_hash, :key AS e_key, NULL AS number, NULL AS epoch;
 -- step: expect lease_lost
 <<live_task>>
 -- step: run
@@ -899,8 +901,16 @@ SELECT 1 WHERE :d_hash IS NOT NULL AND :d_hash <> :hash;
 -- step: refuse effect_unknown
 SELECT 1 WHERE :d_state IN ('intent', 'unknown') AND :class <> 'keyed';
 -- step: run
-SELECT iif(:d_state = 'result', 'result', 'intent') AS e_state,
+SELECT hash AS x_hash FROM fenced WHERE key = :key AND :class <> 'pure';
+-- step: refuse idempotency_conflict
+SELECT 1 WHERE :x_hash IS NOT NULL AND :x_hash <> :hash;
+-- step: run
+SELECT CASE WHEN :d_state = 'result' THEN 'result'
+            WHEN :x_hash IS NOT NULL AND :class <> 'keyed' THEN 'unknown'
+            ELSE 'intent' END AS e_state,
        :d_state IS 'result' AS e_deduplicated;
+-- step: run
+DELETE FROM fenced WHERE :x_hash IS NOT NULL AND :e_state <> 'result' AND key = :key;
 -- step: run
 INSERT INTO effects (tid, ordinal, kind, name, class, state, key, hash, request, result, failed,
                      deduplicated, call_id, attempt, token, created_at, updated_at)
@@ -912,8 +922,15 @@ VALUES (:tid, :ordinal, :kind, :name, :class, :e_state, :key, :hash, :request,
        deduplicated = excluded.deduplicated, attempt = excluded.attempt, token = excluded.token,
        updated_at = excluded.updated_at;
 <<event_when :e_state = 'intent' | 1 | 'effect.intent' | json_object('ordinal', :ordinal, 'kind', :kind, 'name', :name, 'class', :class, 'idempotencyKey', :key, 'requestHash', lower(hex(:hash)))>>
+<<event_when :e_state = 'unknown' | 1 | 'effect.unknown' | json_object('ordinal', :ordinal, 'name', :name, 'class', :class, 'idempotencyKey', :key, 'reason', 'restored')>>
 <<event_when :e_state = 'result' | 1 | 'effect.result' | json_object('ordinal', :ordinal, 'name', :name, 'state', 'result', 'failed', json(iif(:e_failed, 'true', 'false')), 'deduplicated', json('true'))>>
 <<event_when :e_state = 'result' AND :call_id IS NOT NULL | 0 | 'update' | json_object('sessionUpdate', 'tool_call_update', 'toolCallId', :call_id, 'status', iif(:e_failed, 'failed', 'completed'))>>
+-- section
+-- step: run
+SELECT number + 1 AS number, epoch FROM fence
+ WHERE id = 1 AND :e_state = 'intent' AND :class <> 'pure';
+-- step: run
+UPDATE fence SET number = :number WHERE id = 1 AND :number IS NOT NULL;
 
 -- program: effect_result tid token ordinal state result failed now
 -- Close an intent of this lease: result (final), retryable (nothing was sent or the far side said
@@ -1202,6 +1219,18 @@ INSERT INTO artefacts (key, digest, at) VALUES (:key, :digest, :now)
 INSERT INTO meta (key, value) VALUES (:key, :value)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value RETURNING key;
 
+-- program: fence_add key hash
+-- An effect that effects.log knows and this file does not.
+-- returns: key
+-- step: run
+INSERT INTO fenced (key, hash) VALUES (:key, :hash) ON CONFLICT DO NOTHING;
+
+-- program: fence_begin epoch number
+-- All of them are in: numbers go on behind the last one that was noted.
+-- returns: epoch
+-- step: run
+UPDATE fence SET epoch = :epoch, number = :number WHERE id = 1;
+
 -- program: rebase_boot boot now now_mono
 -- Another boot: monotonic deadlines on disk mean nothing any more; what waited for a duration is
 -- given its rest by the wall clock, but never more than it had, leases are over (Q-6).
@@ -1454,6 +1483,9 @@ SELECT p.state, p.attempt, p.whole, p.events, p.bytes
 
 -- query: submission_of_task tid
 SELECT payload, key, client, origin FROM task_payloads WHERE tid = :tid;
+
+-- query: fence_read
+SELECT epoch, number FROM fence WHERE id = 1;
 
 -- query: meta_get key
 SELECT value FROM meta WHERE key = :key;
