@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -107,6 +107,7 @@ class External:
         self._database, self._clock, self._queue = database, clock, queue
         self._known: OrderedDict[str, Held] = OrderedDict()  # without a token
         self._words: set[asyncio.Future[Any]] = set()
+        self._intending: Counter[tuple[int, int]] = Counter()  # intents without an answer yet
 
     # -- who speaks ----------------------------------------------------------------------------
 
@@ -205,7 +206,19 @@ class External:
             ),
             live=True,
         )  # fmt: skip
-        return self._answering(self._intended(held, effect, intending))
+        self._intending[held.tid, effect.ordinal] += 1
+        return self._answering(self._counted(held, effect, intending))
+
+    async def _counted(
+        self, held: Held, effect: Intent, intending: asyncio.Future[Committed]
+    ) -> Intended:
+        place = held.tid, effect.ordinal
+        try:
+            return await self._intended(held, effect, intending)
+        finally:
+            self._intending[place] -= 1
+            if not self._intending[place]:
+                del self._intending[place]
 
     async def _intended(
         self, held: Held, effect: Intent, intending: asyncio.Future[Committed]
@@ -221,17 +234,20 @@ class External:
             result = result or b"null"
         elif number is not None:
             note = Note(number, epoch, key, effect.digest, self._clock.wall_ms())
-            await self._note(held, effect.ordinal, note)
+            await self._note(held, effect.ordinal, note, is_new=bool(committed.events))
         return Intended(
             effect.ordinal, effect.kind, effect.name, effect.digest, key, result, bool(failed),
             bool(deduplicated),
         )  # fmt: skip
 
-    async def _note(self, held: Held, ordinal: int, note: Note) -> None:
-        """In effects.log before the worker may go on (E-8); else the intent is closed again."""
+    async def _note(self, held: Held, ordinal: int, note: Note, *, is_new: bool) -> None:
+        """In effects.log before the worker may go on (E-8); else the intent is closed again, unless
+        the same word was said twice: the other one may have been answered."""
         try:
             await self._database.fence.note([note])
         except StorageFailed:
+            if not is_new or self._intending[held.tid, ordinal] > 1:
+                raise
             await self._database.write(
                 "effect_result", live=True, tid=held.tid, token=held.token, ordinal=ordinal,
                 state=str(EffectState.RETRYABLE), failed=0, now=self._clock.wall_ms(),

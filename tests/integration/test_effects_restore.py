@@ -23,6 +23,7 @@ from effects_support import (
     sink_process,
     submit,
 )
+from wire_support import OPTED_IN, opened
 
 from goclaw.core.errors import StorageFailed
 from goclaw.core.records import Succeeded
@@ -31,6 +32,8 @@ from goclaw.store import database_files, fence_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from wire_support import Client, House
 
     from goclaw.core.records import Attempt, Outcome
 
@@ -448,3 +451,123 @@ def test_the_fence_outlives_a_kill_while_it_is_taken_up(
     assert first_life(home, sink, job, f"after_commit:kill@{commit}") == -9
     assert live(home, sink, job)["reason"] == "effect_unknown"
     assert asyncio.run(counts(sink)) == (1, 1)
+
+
+# -- workers outside the daemon --------------------------------------------------------------------
+
+CALL = {"kind": "tool", "name": "charge", "requestHash": "ab" * 32}
+
+
+async def at_work(house: House, key: str) -> tuple[Client, dict[str, Any]]:
+    """The task of one submission, claimed by a worker."""
+    client = await house.unix(**OPTED_IN)
+    session = await client.new_session(_meta={"goclaw": {"idempotencyKey": "s"}})
+    params = {"sessionId": session, "pool": "p", "payload": 1, "idempotencyKey": key}
+    await client.call("_goclaw/task/submit", params)
+    claim = {"pool": "p", "max": 1, "waitMs": 10_000, "workerId": "w"}
+    (task,) = (await client.call("_goclaw/worker/claim", claim))["tasks"]
+    return client, {"taskId": task["taskId"], "leaseToken": task["leaseToken"]}
+
+
+@pytest.mark.req("W-11", "A-10")
+@pytest.mark.parametrize("kind", ["keyed", "irreversible"])
+def test_a_worker_repeats_nothing_either(kind: str, home: Path) -> None:
+    intent = {"ordinal": 0, "phase": "intent", "class": kind, **CALL}
+
+    async def accept() -> None:
+        async with opened(home) as house:
+            client, lease = await at_work(house, "k")
+            await client.call("_goclaw/worker/release", lease)
+
+    async def work() -> str:
+        async with opened(home) as house:
+            client, lease = await at_work(house, "k")
+            go = await client.call("_goclaw/worker/effect", {**lease, **intent})
+            assert go["go"] is True
+            assert [note["key"] for note in noted(home)] == [go["idempotencyKey"]]
+            # Said twice it is noted twice: nobody can tell whether the first word was heard.
+            assert await client.call("_goclaw/worker/effect", {**lease, **intent}) == go
+            assert [note["n"] for note in noted(home)] == [1, 2]
+            await client.call("_goclaw/worker/effect", {**lease, **intent, "phase": "result"})
+            await client.call("_goclaw/worker/complete", {**lease, "result": 1})
+            key: str = go["idempotencyKey"]
+            return key
+
+    async def again(key: str) -> None:
+        async with opened(home) as house:
+            client, lease = await at_work(house, "k")
+            if kind == "keyed":
+                go = await client.call("_goclaw/worker/effect", {**lease, **intent})
+                assert (go["go"], go["idempotencyKey"]) == (True, key)
+                return
+            error = await client.refused("_goclaw/worker/effect", {**lease, **intent})
+            assert (error["code"], error["data"]["ordinal"]) == (-31015, 0)
+            task = await client.call("_goclaw/task/get", {"taskId": lease["taskId"]})
+            assert (task["state"], task["reason"]) == ("SUSPENDED", "effect_unknown")
+
+    asyncio.run(accept())
+    backup = Backup(home)
+    key = asyncio.run(work())
+    backup.put_back()
+    asyncio.run(again(key))
+
+
+@pytest.mark.req("W-11", "S-7")
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_word_that_was_perhaps_answered_is_not_taken_back(
+    at_once: bool, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two equal intents one cannot be noted: the worker may be at it because of the other."""
+    intent = {"ordinal": 0, "phase": "intent", "class": "irreversible", **CALL}
+
+    async def body() -> None:
+        async with opened(home) as house:
+            client, lease = await at_work(house, "k")
+            fence, calls = house.engine.database.fence, []
+            real, bad = fence.note, 0 if at_once else 1
+
+            def one_refused(notes: Any) -> Any:
+                calls.append(notes)
+                if len(calls) - 1 != bad:
+                    return real(notes)
+                future = asyncio.get_running_loop().create_future()
+                future.set_exception(StorageFailed("no room"))
+                return future
+
+            monkeypatch.setattr(fence, "note", one_refused)
+            sent = [await client.request("_goclaw/worker/effect", {**lease, **intent})]
+            if not at_once:
+                await client.answer(sent[0])
+            sent.append(await client.request("_goclaw/worker/effect", {**lease, **intent}))
+            answers = [await client.answer(request) for request in sent]
+            assert sorted("error" in answer for answer in answers) == [False, True]
+            about = {"taskId": lease["taskId"]}
+            (effect,) = (await client.call("_goclaw/effects/list", about))["effects"]
+            assert effect["state"] == "intent"
+
+    asyncio.run(body())
+
+
+@pytest.mark.req("W-11", "S-7")
+def test_a_worker_is_not_let_go_unnoted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    intent = {"ordinal": 0, "phase": "intent", "class": "irreversible", **CALL}
+
+    def refusing(_notes: Any) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(StorageFailed("no room"))
+        return future
+
+    async def body() -> None:
+        async with opened(home) as house:
+            client, lease = await at_work(house, "k")
+            with monkeypatch.context() as patch:
+                patch.setattr(house.engine.database.fence, "note", refusing)
+                error = await client.refused("_goclaw/worker/effect", {**lease, **intent})
+                assert error["data"]["name"] == "storage_failed"
+            about = {"taskId": lease["taskId"]}
+            (effect,) = (await client.call("_goclaw/effects/list", about))["effects"]
+            assert effect["state"] == "retryable"
+            assert (await client.call("_goclaw/worker/effect", {**lease, **intent}))["go"] is True
+            assert len(noted(home)) == 1
+
+    asyncio.run(body())

@@ -47,7 +47,7 @@ COUNTS = {"task_counts", "sessions_count", "heads_count"}
 # Sorted are ten levels at most, the heads of a list of sessions, one task's rows, open questions.
 SORTS = {
     "claim", "claim_sessions", "cancel", "effect_fail", "effect_intent", "open_tasks_of_session",
-    "expired_leases", "approvals_listed", "approvals_of_task", "expire", "recovery_report",
+    "expired_leases", "approvals_listed", "approvals_of_task", "expire",
 }  # fmt: skip
 
 
