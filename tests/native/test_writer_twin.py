@@ -1092,6 +1092,7 @@ def test_long_walks_meet_every_answer(tmp_path: Path) -> None:
 # Claims of other kinds, what the timer and a start do: test_store_states.py, test_store_queue.py.
 ELSEWHERE = {
     "claim_sessions", "claim_interactive", "recur", "schedule", "postpone", "recovery_report",
+    "fork",
 }  # fmt: skip
 UNREACHED = {
     ("claim", "illegal_transition"),  # a head that is not QUEUED: no such file
