@@ -1,0 +1,138 @@
+"""A daemon with a fault put in on purpose: ``storm_planted.py FAULT serve ...`` runs goclaw so.
+
+Owns the faults. Each is one that a queue could really have; the storm and the simulator have to
+notice each of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from importlib import resources
+from typing import Any
+
+from goclaw.store import queries
+
+__all__ = ["FAULTS", "plant"]
+
+
+def _sql(*changes: tuple[str, str]) -> None:
+    """The queue's own SQL, changed."""
+    text = resources.files("goclaw.store").joinpath("queries.sql").read_text("utf-8")
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    changed = queries.parse(text)
+    queries.load = functools.cache(lambda: changed)
+
+
+def no_fence() -> None:
+    """Whoever had the task once may still speak for it."""
+    _sql(
+        (" t.lease_token = :token AND t.state = 'RUNNING'", " t.state = 'RUNNING'"),
+        (" AND lease_token = :token AND state = 'RUNNING'", " AND state = 'RUNNING'"),
+    )
+
+
+def claim_not_atomic() -> None:
+    """The head stays in the ready index: the next claim finds it again."""
+    _sql(
+        ("DELETE FROM heads WHERE sid = :sid AND line = :line;\n-- step: run\nUPDATE tasks\n   SET "
+         "state = 'RUNNING'", "SELECT 1;\n-- step: run\nUPDATE tasks\n   SET state = 'RUNNING'"),
+        (" WHERE t.tid = :tid AND t.state = 'QUEUED';\n-- step: run\nSELECT 1;",
+         " WHERE t.tid = :tid;\n-- step: run\nSELECT 1;"),
+    )  # fmt: skip
+
+
+def event_dropped() -> None:
+    """One event in 500 never reaches anybody who follows live."""
+    from goclaw.engine import hub
+
+    publish, count = hub.Hub.publish, 0
+
+    def losing(self: Any, events: list[Any]) -> None:
+        nonlocal count
+        kept = []
+        for event in events:
+            count += 1
+            if count % 500:
+                kept.append(event)
+        publish(self, kept)
+
+    hub.Hub.publish = losing  # type: ignore[method-assign]
+
+
+def flush_skipped() -> None:
+    """Submissions are acknowledged before their COMMIT, which comes a moment later."""
+    from goclaw import _fast
+    from goclaw._pure import writer
+    from goclaw.store.queries import load
+
+    enqueue = list(load().programs).index("enqueue")
+
+    class Hasty(writer.Writer):
+        """Leaves the transaction open until the answers are out."""
+
+        hasty = owed = False
+
+        def _run_batch(self, batch: list[Any]) -> list[Any]:
+            self.hasty = any(parts[0][0] == enqueue for _, _, parts in batch)
+            return super()._run_batch(batch)
+
+        def _checkpoint(self, *, idle: bool) -> None:
+            if self.owed:
+                time.sleep(0.05)
+                self.owed = self.hasty = False
+                self._execute("COMMIT")
+            super()._checkpoint(idle=idle)
+
+        @property
+        def _execute(self) -> Any:  # type: ignore[override]
+            return self._run_sql
+
+        @_execute.setter
+        def _execute(self, real: Any) -> None:
+            self._real = real
+
+        def _run_sql(self, sql: str, *rest: Any) -> Any:
+            if sql == "COMMIT" and self.hasty:
+                self.owed = True
+                return ()
+            return self._real(sql, *rest)
+
+    _fast.open_writer = lambda *arguments, **options: Hasty(*arguments, **options)  # type: ignore[assignment]
+
+
+def effect_repeated() -> None:
+    """An intent without a result is taken for one that was never sent."""
+    _sql(
+        ("iif(class IN ('pure', 'keyed')", "iif(class <> 'pure'"),
+    )
+
+
+def recovery_forgets() -> None:
+    """The report of a lost lease never comes: its task stays RUNNING for ever."""
+    _sql(("SELECT tid, lease_token FROM tasks WHERE state = 'RUNNING' AND lease_until_mono < "
+          ":now_mono", "SELECT tid, lease_token FROM tasks WHERE state = 'RUNNING' AND tid % 3 "
+          "AND lease_until_mono < :now_mono"))  # fmt: skip
+
+
+FAULTS = {
+    fault.__name__: fault
+    for fault in (
+        no_fence, claim_not_atomic, event_dropped, flush_skipped, effect_repeated, recovery_forgets,
+    )
+}  # fmt: skip
+
+
+def plant(name: str) -> None:
+    """Put the fault in; before anything is opened."""
+    FAULTS[name]()
+
+
+if __name__ == "__main__":
+    plant(sys.argv[1])
+    from goclaw.cli import main
+
+    sys.exit(main(sys.argv[2:]))
