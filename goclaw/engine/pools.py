@@ -125,6 +125,15 @@ class Pools:
 
         ShuttingDown when the daemon stops meanwhile. Cancelled, it leaves no lease behind.
         """
+        try:
+            return await self._claimed(pool, most, wait_ms, owner, decision)
+        except BaseException:
+            self._wake(pool)  # it may have been our turn: the next one's, then
+            raise
+
+    async def _claimed(
+        self, pool: str, most: int, wait_ms: int, owner: str, decision: Decision
+    ) -> list[Lease]:
         until_ms = self._clock.mono_ms() + wait_ms
         while True:
             self._check_open()
@@ -150,10 +159,6 @@ class Pools:
                 await future
         except TimeoutError:
             pass
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self._wake(pool)  # it was our turn: the next one's, then
-            raise
         finally:
             if future in waiting:
                 waiting.remove(future)

@@ -480,6 +480,28 @@ async def test_an_effect_that_was_not_sent_may_be_sent_again(house: House) -> No
 
 
 @wire()
+@pytest.mark.req("E-3")
+async def test_an_end_says_what_its_worker_owes(house: House) -> None:
+    """An intent without a result is unknown as soon as its attempt is over, however it went."""
+    client = await house.unix(**OPTED_IN)
+    for word, more in (
+        ("complete", {"result": 1}),
+        ("fail", {"code": "x", "message": "", "retryable": False}),
+    ):
+        task_id = await submit(client, await client.new_session())
+        (task,) = await claim(client)
+        await intent(client, task, 0)
+        await result(client, task, 0, result=1)
+        await intent(client, task, 1)
+        await intent(client, task, 2, **{"class": "keyed"})
+        ended = await client.call(f"_goclaw/worker/{word}", lease(task, **more))
+        assert await client.call(f"_goclaw/worker/{word}", lease(task, **more)) == ended
+        listed = await client.call("_goclaw/effects/list", {"taskId": task_id})
+        states = [effect["state"] for effect in listed["effects"]]
+        assert states == ["result", "unknown", "retryable"], word
+
+
+@wire()
 @pytest.mark.req("E-4", "E-5")
 async def test_a_key_of_the_workers_own(house: House) -> None:
     client = await house.unix()
@@ -601,10 +623,13 @@ async def test_a_claim_that_is_withdrawn_takes_nothing(house: House) -> None:
     client = await house.unix()
     session = await client.new_session()
     params = {"pool": "p", "max": 1, "waitMs": 30_000, "workerId": "w"}
-    request = await client.request("_goclaw/worker/claim", params)
-    await client.notify("$/cancel_request", {"requestId": request})
-    answer = await client.answer(request)
-    assert answer["error"]["code"] == -32800
+    for begun in (False, True):
+        request = await client.request("_goclaw/worker/claim", params)
+        if begun:
+            await client.call("_goclaw/system/status")
+        await client.notify("$/cancel_request", {"requestId": request})
+        answer = await client.answer(request)
+        assert answer["error"]["code"] == -32800
     task_id = await submit(client, session)
     assert (await state(client, task_id))["state"] == "QUEUED"
     for _ in range(limits.CLAIMS_WAITING_MAX):
