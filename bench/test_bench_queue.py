@@ -137,7 +137,9 @@ class BareLoop:
     """The same cycle written by hand over one apsw cursor: no queue, no futures, no refusals."""
 
     def __init__(self, path: Path) -> None:
-        self.connection = apsw.Connection(str(path), statementcachesize=100)
+        self.connection = apsw.Connection(
+            str(path), apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX
+        )
         self.connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         for _ in self.connection.execute(module._PRAGMAS.format(synchronous="FULL")):
             pass
@@ -165,23 +167,26 @@ class BareLoop:
         self.events.append((sid, head, 1, text, NOW, run_id, task_id, attempt, trace, payload))
         return head, link
 
-    def promote(self, sid: int) -> None:
+    def promote(self, sid: int, line: int) -> None:
         head = self.row(
             "SELECT t.tid, t.pool, t.rank, max(l.v - 1048576, ifnull(f.finish, 0)), p.claims,"
-            " l.passed FROM sessions AS s JOIN tasks AS t ON t.tid = ifnull(iif(s.turn IS NULL,"
-            " (SELECT q.tid FROM tasks AS q WHERE q.sid = s.sid AND q.state = 'QUEUED'"
-            "   AND q.parallel = 0 ORDER BY q.seq LIMIT 1),"
-            " (SELECT q.tid FROM tasks AS q WHERE q.tid = s.turn AND q.state = 'QUEUED')),"
-            " (SELECT q.tid FROM tasks AS q WHERE q.sid = s.sid AND q.state = 'QUEUED'"
-            "   AND q.parallel = 1 ORDER BY q.seq LIMIT 1))"
-            " JOIN pools AS p ON p.pool = t.pool"
+            " l.passed, w.gated FROM sessions AS s JOIN tasks AS t ON t.tid ="
+            " iif(?2 > 0 OR s.turn IS NULL, (SELECT q.tid FROM tasks AS q WHERE q.sid = s.sid"
+            "   AND q.line = ?2 AND q.state = 'QUEUED' AND q.held = 0 ORDER BY q.seq LIMIT 1),"
+            " (SELECT q.tid FROM tasks AS q WHERE q.tid = s.turn AND q.state = 'QUEUED'))"
+            " JOIN works AS w ON w.wid = t.wid JOIN pools AS p ON p.pool = t.pool"
             " JOIN levels AS l ON l.pool = t.pool AND l.rank = t.rank"
             " LEFT JOIN flows AS f ON f.sid = s.sid AND f.pool = t.pool AND f.rank = t.rank"
-            " WHERE s.sid = ?1 AND NOT EXISTS (SELECT 1 FROM heads WHERE sid = ?1)",
-            sid,
-        )
+            " WHERE s.sid = ?1 AND NOT EXISTS (SELECT 1 FROM heads WHERE sid = ?1 AND line = ?2)"
+            " AND NOT EXISTS (SELECT 1 FROM stalled WHERE sid = ?1 AND line = ?2)",
+            sid, line,
+        )  # fmt: skip
         if head is not None:
-            self.execute("INSERT INTO heads VALUES (?, ?, ?, ?, ?, 1, ?, ?)", (sid, *head))
+            *place, gated = head
+            assert not gated
+            self.execute(
+                "INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, 1, ?, ?, 0, NULL)", (sid, line, *place)
+            )
 
     def move(self, sid: int, head: int, link: bytes) -> None:
         self.execute(
@@ -197,8 +202,9 @@ class BareLoop:
             " ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1"
         )
         due = self.row(
-            "SELECT h.sid, h.tid, h.rank, h.start FROM levels AS l JOIN heads AS h ON h.sid ="
-            " (SELECT a.sid FROM heads AS a WHERE a.pool = l.pool AND a.rank = l.rank"
+            "SELECT h.sid, h.tid, h.rank, h.start FROM levels AS l JOIN heads AS h ON"
+            " (h.sid, h.line) = (SELECT a.sid, a.line FROM heads AS a"
+            "  WHERE a.pool = l.pool AND a.rank = l.rank"
             "  ORDER BY a.ready_at LIMIT 1) WHERE ?1 = 0 AND l.pool = '' AND l.rank > ?2"
             " AND l.passed - h.passed_at >= ?3 * (l.rank - ?2) ORDER BY h.ready_at LIMIT 1",
             last_due, rank, limits.AGING_FACTOR,
@@ -206,21 +212,21 @@ class BareLoop:
         assert due is None
         (
             task_id, run_id, attempt, crashes, kind, most, failures, unknown, trace, payload, key,
-            client, origin, session_id, head, salt, link, weight,
+            client, origin, session_id, head, salt, link, weight, line,
         ) = self.row(
             "SELECT t.task_id, t.run_id, t.attempt + 1, t.crashes + 1, t.kind, t.max_attempts,"
             " t.failures, t.on_unknown, t.trace, y.payload, y.key, y.client, y.origin,"
-            " s.session_id, s.head, s.salt, s.link, s.weight FROM tasks AS t"
+            " s.session_id, s.head, s.salt, s.link, s.weight, t.line FROM tasks AS t"
             " JOIN task_payloads AS y ON y.tid = t.tid JOIN sessions AS s ON s.sid = t.sid"
             " WHERE t.tid = ? AND t.state = 'QUEUED'",
             tid,
         )  # fmt: skip
         execute = self.execute
-        execute("DELETE FROM heads WHERE sid = ?", (sid,))
+        execute("DELETE FROM heads WHERE sid = ? AND line = ?", (sid, line))
         execute(
             "UPDATE tasks SET state = 'RUNNING', attempt = ?, crashes = ?, lease_owner = 'bench',"
             " lease_token = ?, lease_until_mono = 30000, due_mono = NULL, due_at = NULL,"
-            " policy_version = 'p', updated_at = ? WHERE tid = ?",
+            " timeout_mono = NULL, policy_version = 'p', updated_at = ? WHERE tid = ?",
             (attempt, crashes, token, NOW, tid),
         )
         task = (tid, run_id, task_id, attempt, trace)
@@ -234,6 +240,11 @@ class BareLoop:
             (sid, rank, start + 1048576 // weight, claims),
         )
         execute(
+            "UPDATE heads SET start = max(start, ?), tie = 1"
+            " WHERE sid = ? AND pool = '' AND rank = ?",
+            (start + 1048576 // weight, sid, rank),
+        )
+        execute(
             "UPDATE levels SET passed = passed + (rank > ?3), v = iif(rank = ?3, max(v, ?1), v),"
             " round = iif(rank = ?3 AND ?1 - mark >= 1048576, ?2 - mark_at, round),"
             " mark_at = iif(rank = ?3 AND ?1 - mark >= 1048576, ?2, mark_at),"
@@ -242,7 +253,7 @@ class BareLoop:
             (start, claims, rank),
         )
         execute("UPDATE pools SET claims = claims + 1, last_due = 0 WHERE pool = ''")
-        self.promote(sid)
+        self.promote(sid, line)
         self.move(sid, head, link)
         return (
             tid, sid, session_id, task_id, run_id, kind, attempt, most, unknown, trace, head,
@@ -251,12 +262,14 @@ class BareLoop:
 
     def complete(self, tid: int, token: bytes) -> tuple[Any, ...]:
         """What the program ``complete`` returns."""
-        sid, run_id, task_id, attempt, trace, head, salt, link = self.row(
-            "SELECT t.sid, t.run_id, t.task_id, t.attempt, t.trace, s.head, s.salt, s.link"
-            " FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid"
+        sid, line, run_id, task_id, attempt, trace, head, salt, link, gated = self.row(
+            "SELECT t.sid, t.line, t.run_id, t.task_id, t.attempt, t.trace, s.head, s.salt, s.link,"
+            " w.gated FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid"
+            " JOIN works AS w ON w.wid = t.wid"
             " WHERE t.tid = ? AND t.lease_token = ? AND t.state = 'RUNNING'",
             tid, token,
         )  # fmt: skip
+        assert not gated
         execute = self.execute
         execute("INSERT OR REPLACE INTO task_results (tid, result) VALUES (?, ?)", (tid, b"null"))
         head, link = self.event(
@@ -265,7 +278,8 @@ class BareLoop:
         )  # fmt: skip
         execute(
             "UPDATE tasks SET state = 'SUCCEEDED', lease_owner = NULL, lease_token = NULL,"
-            " lease_until_mono = NULL, crashes = crashes - 1, ended_token = ?2, ended_hash = ?3,"
+            " lease_until_mono = NULL, timeout_mono = NULL, deadline_at = NULL,"
+            " crashes = crashes - 1, ended_token = ?2, ended_hash = ?3,"
             " ended_state = 'SUCCEEDED', stop_reason = 'end_turn', end_event = ?4,"
             " reason = 'finished', updated_at = ?5"
             " WHERE tid = ?1 AND lease_token = ?2 AND state = 'RUNNING'",
@@ -275,7 +289,8 @@ class BareLoop:
             "UPDATE sessions SET open = open - 1, turn = iif(turn = ?2, NULL, turn) WHERE sid = ?1",
             (sid, tid),
         )
-        self.promote(sid)
+        execute("DELETE FROM uniques WHERE tid = ?", (tid,))
+        self.promote(sid, line)
         self.move(sid, head, link)
         return "SUCCEEDED", head
 

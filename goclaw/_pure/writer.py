@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import operator
 import os
 import queue
@@ -22,12 +21,6 @@ import apsw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    _Registers = list[Any]
-    _Row = tuple[Any, ...]
-    # mode, code, SQL, what it binds, where its columns go (None: it has none, or an event's), and
-    # how many steps a need leaves out
-    _Step = tuple[int, str | None, str, Callable[[_Registers], _Row], slice | list[int] | None, int]
 
 __all__ = ["Reader", "Writer", "attach", "sha256"]
 
@@ -59,27 +52,72 @@ def _chain_link(
 _MARKS = ("sid", "event_id", "salt", "link", "now", "tid", "run_id", "task_id", "attempt", "trace")
 
 
-class _Compiled(NamedTuple):
-    """A program whose names are looked up once; its registers begin with the parameters."""
+class _Step(NamedTuple):
+    """A statement as store/queries.py gives it, and the names that it binds and sets."""
 
-    parameters: int
-    blank: _Registers
-    steps: list[_Step]
-    marks: Callable[[_Registers], _Row]
-    event_id: int
-    link: int
-    returns: Callable[[_Registers], _Row]
+    mode: int
+    code: str | None
+    sql: str
+    skip: int
+    binds: list[str]
+    columns: list[str]
+
+
+class _Program(NamedTuple):
+    """A program and the function it has become."""
+
+    parameters: tuple[str, ...]
+    returns: tuple[str, ...]
+    run: Callable[..., tuple[bool, tuple[Any, ...], tuple[Any, ...]]]
     late: bool
 
 
-def _taking(places: Sequence[int]) -> Callable[[_Registers], _Row]:
-    """The registers at these places, in order."""
-    if len(places) > 1:
-        return operator.itemgetter(*places)
-    if not places:
-        return lambda registers: ()
-    (place,) = places
-    return lambda registers: (registers[place],)
+def _written(parameters: tuple[str, ...], steps: list[_Step], returns: tuple[str, ...]) -> Any:
+    """The program as the function that one would write by hand.
+
+    Registers are its locals, a block of ``while`` is a section, which a need leaves. It answers
+    whether all is done, what the program returns, and what the session's head moves to.
+    """
+    names = dict.fromkeys(parameters)
+    for step in steps:
+        names |= dict.fromkeys(step.columns if step.mode != _EMIT else ())
+    local = {name: f"r{place}" for place, name in enumerate(names)}
+
+    def row(taken: Sequence[str]) -> str:
+        return f"({''.join(f'{local.get(name)}, ' for name in taken)})"
+
+    answer = f"{row(returns)}, {row(('event_id', 'link', 'now', 'sid'))}"
+    lines = ["def run(execute, emit, events, values):", f" {row(parameters)} = values"]
+    lines += [f" {local[name]} = None" for name in names if name not in parameters]
+    sections = {step.skip for step in steps if step.mode == _NEED}
+    for number, step in enumerate(steps):
+        if number == 0 or number in sections:
+            lines += ["  break"] * (number > 0) + [" while True:"]
+        found = f"execute({step.sql!r}, {row(step.binds)})"
+        if step.mode == _EMIT:
+            lines += [
+                f"  for kind, type_, payload in {found}:",
+                f"   {local['event_id']}, {local['link']} ="
+                f" emit(events, kind, type_, payload, {row(_MARKS)})",
+            ]
+        elif step.mode == _RUN:
+            lines += [
+                f"  for {row(step.columns)} in {found}: pass" if step.columns else f"  {found}"
+            ]
+        else:
+            lines += ["  rows = 0", f"  for {row(step.columns)} in {found}: rows = 1"]
+            lines += [
+                {
+                    _EXPECT: f"  if not rows: raise Failed({step.code!r})",
+                    _REFUSE: f"  if rows: raise Failed({step.code!r})",
+                    _STOP: f"  if rows: return True, {answer}",
+                    _NEED: "  if not rows: break",
+                }[step.mode]
+            ]
+    lines += ["  break", f" return False, {answer}"]
+    made: dict[str, Any] = {"Failed": _Failed}
+    exec("\n".join(lines), made)  # of names that we gave and texts that we ship
+    return made["run"]
 
 
 class _RunAgain(Exception):
@@ -135,7 +173,7 @@ class Writer:
             self._thread.start()
 
     def _open(self) -> None:
-        flags = apsw.SQLITE_OPEN_READWRITE
+        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX  # one thread at a time
         try:
             # apsw looks through all that it has cached, each time: 512 cost 12 us a cycle (2026-11)
             connection = apsw.Connection(self._path, flags, statementcachesize=128)
@@ -154,49 +192,31 @@ class Writer:
             self._connection = None
             raise RuntimeError(str(error)) from error
 
-    def _prove(self) -> list[_Compiled]:
+    def _prove(self) -> list[_Program]:
         """Each program with what its steps bind and set; ValueError where one does not fit."""
         return [
             self._proved(name, parameters, steps, returns, late)
             for name, parameters, steps, returns, late in self._programs
         ]
 
-    def _proved(
-        self, name: str, parameters: Any, steps: Any, returns: Any, late: bool
-    ) -> _Compiled:
-        slots = {parameter: place for place, parameter in enumerate(parameters)}
-        compiled: list[_Step] = []
+    def _proved(self, name: str, parameters: Any, steps: Any, returns: Any, late: bool) -> _Program:
+        known, described = dict.fromkeys(parameters), []
         for number, (mode, code, sql, skip) in enumerate(steps, 1):
-            needed, columns = self._describe(sql)
-            for register in needed:
-                if register not in slots:
+            binds, columns = self._describe(sql)
+            for register in binds:
+                if register not in known:
                     raise ValueError(f"{name}, step {number}: nothing sets :{register}")
-            bindings = _taking([slots[register] for register in needed])
-            places: slice | list[int] | None = None
             if mode != _EMIT:
-                places = [slots.setdefault(column, len(slots)) for column in columns]
-                if not places:
-                    places = None
-                elif places == list(range(places[0], places[0] + len(places))):
-                    places = slice(places[0], places[-1] + 1)
+                known |= dict.fromkeys(columns)
             elif len(columns) != 3:
                 raise ValueError(f"{name}, step {number}: an event is kind, type and payload")
-            elif missing := [mark for mark in _MARKS if mark not in slots]:
+            elif missing := [mark for mark in _MARKS if mark not in known]:
                 raise ValueError(f"{name}, step {number}: an event needs :{missing[0]}")
-            compiled.append((mode, code, sql, bindings, places, skip - number))
+            described.append(_Step(mode, code, sql, skip, binds, columns))
         for register in returns:
-            if register not in slots:
+            if register not in known:
                 raise ValueError(f"{name}: nothing sets the returned {register}")
-        return _Compiled(
-            len(parameters),
-            [None] * (len(slots) - len(parameters)),
-            compiled,
-            _taking([slots.get(mark, 0) for mark in _MARKS]),
-            slots.get("event_id", 0),
-            slots.get("link", 0),
-            _taking([slots[register] for register in returns]),
-            late,
-        )
+        return _Program(parameters, returns, _written(parameters, described, returns), late)
 
     def _describe(self, sql: str) -> tuple[list[str], list[str]]:
         import apsw.ext
@@ -232,7 +252,7 @@ class Writer:
                 raise IndexError("no such program")
             program = self._compiled[index]
             late |= program.late
-            expected = program.parameters
+            expected = len(program.parameters)
             if len(values) != expected:
                 raise TypeError(f"program {index} takes {expected} parameters, not {len(values)}")
             for value in values:
@@ -419,66 +439,37 @@ class Writer:
             execute("RELEASE operation")
         return (ticket, None, "", returns, events)
 
-    def _run_parts(self, parts: Any, events: list[Any]) -> list[_Row]:
+    def _run_parts(self, parts: Any, events: list[Any]) -> list[tuple[Any, ...]]:
         execute = self._execute
-        frames = []
+        answers: list[tuple[Any, ...]] = []
+        ended = False
         for index, values in parts:
             program = self._compiled[index]
-            frames.append((program, [*values, *program.blank]))
-        for program, registers in frames:
-            first = len(events)
-            ended = False
-            steps = iter(program.steps)
-            for mode, code, sql, bindings, places, left_out in steps:
-                found = execute(sql, bindings(registers))
-                if mode == _EMIT:
-                    for kind, type_, payload in found:
-                        event = self._emit(program, registers, kind, type_, payload)
-                        events.append(event)
-                    continue
-                if places is None and mode == _RUN:
-                    continue  # without columns it is done by now: nothing to read
-                row = None
-                for row in found:  # noqa: B007 - the last one counts
-                    pass
-                if row is None:
-                    if mode == _EXPECT:
-                        raise _Failed(code)
-                    if mode == _NEED:
-                        next(itertools.islice(steps, left_out, left_out), None)
-                    continue
-                if mode == _REFUSE:
-                    raise _Failed(code)
-                if type(places) is slice:
-                    registers[places] = row
-                else:
-                    assert places
-                    for place, value in zip(places, row, strict=True):
-                        registers[place] = value
-                if mode == _STOP:
-                    ended = True
-                    break
-            if len(events) > first:
-                sid, event_id, _, link, now, *_ = program.marks(registers)
-                execute(self._head_move, (event_id, link, now, sid))
             if ended:
-                break
-        return [program.returns(registers) for program, registers in frames]
+                given = dict(zip(program.parameters, values, strict=True))
+                answers.append(tuple(given.get(name) for name in program.returns))
+                continue
+            first = len(events)
+            ended, returns, head = program.run(execute, self._emit, events, values)
+            answers.append(returns)
+            if len(events) > first:
+                execute(self._head_move, head)
+        return answers
 
     def _emit(
-        self, program: _Compiled, registers: _Registers, kind: int, type_: str, payload: Any
-    ) -> _Row:
+        self, events: list[Any], kind: int, type_: str, payload: Any, marks: tuple[Any, ...]
+    ) -> tuple[int, bytes]:
+        """Insert an event; the session's head and the chain's link after it."""
         if isinstance(payload, str):
             payload = payload.encode()
-        sid, event_id, salt, link, now, tid, run, task, attempt, trace = program.marks(registers)
+        sid, event_id, salt, link, now, tid, run, task, attempt, trace = marks
         digest = hashlib.sha256(salt + payload).digest()
         event_id += 1
-        registers[program.event_id] = event_id
-        registers[program.link] = _chain_link(link, event_id, now, type_, run, task, digest)
         self._insert(
             self._event_insert, (sid, event_id, kind, type_, now, tid, attempt, payload, digest)
         )
-        return (sid, event_id, kind, type_, now, run, task, attempt, trace, payload)
+        events.append((sid, event_id, kind, type_, now, run, task, attempt, trace, payload))
+        return event_id, _chain_link(link, event_id, now, type_, run, task, digest)
 
     def _checkpoint(self, *, idle: bool) -> None:
         connection, grown = self._connection, self._wal_pages - self._checkpointed
