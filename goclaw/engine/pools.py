@@ -202,7 +202,7 @@ class Pools:
         for token, row in found:
             (
                 tid, _, session_id, task_id, run_id, _, attempt, max_attempts, _, trace, event_id,
-                stored, key, _, _, _,
+                stored, key, *_,
             ) = row  # fmt: skip
             payload_bytes += len(stored)
             if payload_bytes > limits.CLAIM_BYTES_MAX and leases:

@@ -216,7 +216,7 @@ class Scheduler:
             return None
         (
             tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown, trace,
-            _, payload, key, client, origin, failures,
+            _, payload, key, client, origin, failures, *_served,
         ) = found  # fmt: skip
         try:
             session = await self._load_session(sid)

@@ -74,17 +74,20 @@ SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload WHERE <<condit
 
 -- The task that is next in a line of its session becomes that line's head, unless there is one
 -- already or the turn is held; with its gate closed it stands outside. Line 0 is the serial one.
--- Start-time fair queueing: start = max(V[level] - credit, finish of the session's last claim). A
--- session whose line was not empty while its own task kept it back has one claim of credit, else V
--- moves past it and it loses a claim each round. At equal start the one goes first that had no claim
--- during the last round (tie 0).
--- fragment: promote credit sid line sound
+-- Start-time fair queueing: start = max(V[level] - one claim, finish of the session's last claim). A
+-- session whose line was not empty while its own task kept it back loses nothing by that one claim.
+-- At equal start the session goes first that was served longest ago (tie). One that comes from idle
+-- goes before all (tie 0) and is charged from V; whoever does it twice has nothing left to come with.
+-- stays: its session was not idle since its last claim.
+-- fragment: promote stays sid line sound
 -- section
 -- step: need
 SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
-       t.kind = 'prompt' AS p_interactive,
-       max(l.v - <<credit>>, ifnull(f.finish, 0)) AS p_start,
-       <<credit>> > 0 OR (ifnull(f.finish, -1) >= l.v AND p.claims - f.served_at < l.round) AS p_tie,
+       t.kind = 'prompt' AS p_interactive, l.v AS p_v, ifnull(f.finish, 0) AS p_finish,
+       ifnull(iif(<<stays>> OR f.finish > l.v + 1048576
+                  OR EXISTS (SELECT 1 FROM heads AS h
+                              WHERE h.sid = <<sid>> AND h.pool = t.pool AND h.rank = t.rank),
+                  f.served_at + 1, 0), 0) AS p_tie,
        p.claims AS p_ready_at, l.passed AS p_passed_at, w.gated AS p_gated,
        iif(w.gated = 0, 1, <<room <<sound>>>>) AS p_open
   FROM sessions AS s
@@ -101,9 +104,11 @@ SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
    AND NOT EXISTS (SELECT 1 FROM heads AS h WHERE h.sid = <<sid>> AND h.line = <<line>>)
    AND NOT EXISTS (SELECT 1 FROM stalled AS h WHERE h.sid = <<sid>> AND h.line = <<line>>);
 -- step: run
-INSERT INTO heads (sid, line, tid, pool, rank, start, tie, ready_at, passed_at, interactive, gate)
-SELECT <<sid>>, <<line>>, :p_tid, :p_pool, :p_rank, :p_start, :p_tie, :p_ready_at, :p_passed_at,
-       :p_interactive, iif(:p_gated, :p_wid, NULL)
+INSERT INTO heads (sid, line, tid, pool, rank, start, tie, stays, ready_at, passed_at, interactive,
+                   gate)
+SELECT <<sid>>, <<line>>, :p_tid, :p_pool, :p_rank,
+       max(:p_v, :p_finish + (:p_tie > 0) * 1048576) - 1048576, :p_tie, <<stays>>, :p_ready_at,
+       :p_passed_at, :p_interactive, iif(:p_gated, :p_wid, NULL)
  WHERE :p_open;
 -- step: need
 SELECT 1 WHERE :p_gated;
@@ -177,7 +182,7 @@ SELECT count(*) FILTER (WHERE state = 'unknown') AS unknown_count,
 UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn) WHERE sid = :sid;
 -- step: run
 DELETE FROM uniques WHERE tid = :tid;
-<<promote 1048576 | :sid | :line | w.broken IS NULL>>
+<<promote 1 | :sid | :line | w.broken IS NULL>>
 <<leave>>
 
 -- Nobody is asked any more: the task is over without an answer.
@@ -301,11 +306,17 @@ SELECT 1, 'task.queued',
                        'deadlineAt', :deadline_at));
 <<promote 0 | :sid | iif(:parallel, :wid, 0) | w.broken IS NULL>>
 
+-- What a claim tells of its fairness.
+-- fragment: served
+p.claims, l.passed, p.claims - h.ready_at AS waited, l.passed - h.passed_at AS overtaken,
+       h.stays AS stayed
+
 -- fragment: claim_head
 -- step: expect illegal_transition
 SELECT t.task_id, t.run_id, t.line, t.wid, t.kind, t.attempt + 1 AS attempt, t.max_attempts,
        t.on_unknown, t.trace, t.crashes, t.failures, t.timeout_ms, y.payload, y.key, y.client,
-       y.origin, s.session_id, s.head AS event_id, s.salt, s.link, s.turn, s.weight
+       y.origin, s.session_id, s.head AS event_id, s.salt, s.link, s.turn, s.weight,
+       :start + (:tie = 0) * 1048576 + 1048576 / s.weight AS finish
   FROM tasks AS t JOIN task_payloads AS y ON y.tid = t.tid JOIN sessions AS s ON s.sid = t.sid
  WHERE t.tid = :tid AND t.state = 'QUEUED';
 -- step: run
@@ -328,37 +339,36 @@ SELECT 1, 'task.running',
                        'timeoutMs', :timeout_ms));
 -- step: run
 INSERT OR REPLACE INTO flows (sid, pool, rank, finish, served_at)
-VALUES (:sid, :pool, :rank, :start + 1048576 / :weight, :claims);
+VALUES (:sid, :pool, :rank, :finish, :claims);
 -- step: run
-UPDATE heads SET start = max(start, :start + 1048576 / :weight), tie = 1
+UPDATE heads
+   SET start = max(start, :finish), tie = :claims + 1, stays = 1, ready_at = :claims + 1,
+       passed_at = :passed
  WHERE sid = :sid AND pool = :pool AND rank = :rank;
 -- step: run
 UPDATE levels
-   SET passed = passed + (rank > :rank),
-       v = iif(rank = :rank AND :due = 0, max(v, :start), v),
-       round = iif(rank = :rank AND :due = 0 AND :start - mark >= 1048576, :claims - mark_at, round),
-       mark_at = iif(rank = :rank AND :due = 0 AND :start - mark >= 1048576, :claims, mark_at),
-       mark = iif(rank = :rank AND :due = 0 AND :start - mark >= 1048576, :start, mark)
+   SET passed = passed + (rank > :rank), v = iif(rank = :rank, max(v, :start), v)
  WHERE pool = :pool AND rank >= :rank;
 -- step: run
 UPDATE pools SET claims = claims + 1, last_due = :due WHERE pool = :pool;
-<<promote 1048576 | :sid | :line | w.broken IS NULL>>
+<<promote 1 | :sid | :line | w.broken IS NULL>>
 
 -- program: claim pool owner token lease_until_mono now_mono policy_version aging_factor now
 -- The fair pick (Q-8): the most urgent level that is not empty, in virtual-time order, unless a
 -- head below it is due; of due heads the oldest, at most every second claim.
--- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
+-- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures claims rank weight waited overtaken stayed
 -- step: need
-SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.last_due, p.claims
+SELECT h.sid, h.tid, h.rank, h.start, h.tie, 0 AS due, p.last_due, <<served>>
   FROM heads AS h JOIN pools AS p ON p.pool = h.pool
+  JOIN levels AS l ON l.pool = h.pool AND l.rank = h.rank
  WHERE h.pool = :pool
- ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
+ ORDER BY h.rank, h.start, h.tie, h.ready_at, h.tid LIMIT 1;
 -- step: run
-SELECT h.sid, h.tid, h.rank, h.start, 1 AS due
-  FROM levels AS l
+SELECT h.sid, h.tid, h.rank, h.start, h.tie, 1 AS due, <<served>>
+  FROM levels AS l JOIN pools AS p ON p.pool = l.pool
   JOIN heads AS h ON (h.sid, h.line) = (SELECT a.sid, a.line FROM heads AS a
                                          WHERE a.pool = l.pool AND a.rank = l.rank
-                                         ORDER BY a.ready_at LIMIT 1)
+                                         ORDER BY a.ready_at, a.tid LIMIT 1)
  WHERE :last_due = 0 AND l.pool = :pool AND l.rank > :rank
    AND l.passed - h.passed_at >= :aging_factor * (l.rank - :rank)
  ORDER BY h.ready_at DESC;
@@ -366,23 +376,25 @@ SELECT h.sid, h.tid, h.rank, h.start, 1 AS due
 
 -- program: claim_interactive pool owner token lease_until_mono now_mono policy_version now
 -- As claim, for a lane that is reserved: prompts only, most urgent first (Q-16).
--- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
+-- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures claims rank weight waited overtaken stayed
 -- step: need
-SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.claims
+SELECT h.sid, h.tid, h.rank, h.start, h.tie, 0 AS due, <<served>>
   FROM heads AS h JOIN pools AS p ON p.pool = h.pool
+  JOIN levels AS l ON l.pool = h.pool AND l.rank = h.rank
  WHERE h.pool = :pool AND h.interactive = 1
  ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
 <<claim_head>>
 
 -- program: claim_sessions sids pool owner token lease_until_mono now_mono policy_version now
 -- As claim, but only of the sessions in a JSON list: the embedded daemon of `goclaw run`.
--- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures
+-- returns: tid sid session_id task_id run_id kind attempt max_attempts on_unknown trace event_id payload key client origin failures claims rank weight waited overtaken stayed
 -- step: need
-SELECT h.sid, h.tid, h.rank, h.start, 0 AS due, p.claims
+SELECT h.sid, h.tid, h.rank, h.start, h.tie, 0 AS due, <<served>>
   FROM json_each(:sids) AS j CROSS JOIN heads AS h ON h.sid = j.value
   JOIN pools AS p ON p.pool = h.pool
+  JOIN levels AS l ON l.pool = h.pool AND l.rank = h.rank
  WHERE h.pool = :pool
- ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1;
+ ORDER BY h.rank, h.start, h.tie, h.ready_at, h.tid LIMIT 1;
 <<claim_head>>
 
 -- program: claim_any pool
@@ -586,7 +598,7 @@ UPDATE tasks
        deadline_at = iif(:state = 'DEAD_LETTER', NULL, deadline_at),
        ended_token = iif(:hash IS NULL, NULL, :token), ended_hash = :hash,
        ended_state = iif(:hash IS NULL, NULL, :state), end_event = :event_id, reason = :end_reason,
-       fingerprint = iif(:state = 'DEAD_LETTER', :end_reason, fingerprint), updated_at = :now
+       updated_at = :now
  WHERE tid = :tid;
 -- step: run
 UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn)
@@ -1303,9 +1315,8 @@ SELECT salt, link, head, oldest FROM sessions WHERE sid = :sid;
 SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reason, t.attempt,
        t.failures, t.crashes, t.max_attempts, 9 - t.rank AS priority, t.lease_owner,
        t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason, t.deadline_at,
-       t.timeout_ms, t.fingerprint, t.dropped_at, t.parent_tid, t.held, t.line, t.wid, w.work, t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
+       t.timeout_ms, t.fingerprint, t.dropped_at, t.parent_tid, t.held, t.line, t.wid, t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
-  LEFT JOIN works AS w ON w.wid = t.wid
   LEFT JOIN task_results AS r ON r.tid = t.tid
  WHERE <<condition>>
 
@@ -1386,25 +1397,6 @@ SELECT min(due_at) FROM tasks WHERE held = 1;
 
 -- query: gates
 SELECT wid, work, most, burst, tokens, refill_mono, broken, probe_mono, waiting FROM gates;
-
--- What stands in a redrive's way; taken: the task that has its unique key now.
--- fragment: given_up condition
-SELECT t.tid, t.task_id, t.sid, t.pool, t.state, t.dropped_at, s.open, i.deleted_at, y.unique_key,
-       o.task_id AS taken
-  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid JOIN session_info AS i ON i.sid = t.sid
-  JOIN task_payloads AS y ON y.tid = t.tid
-  LEFT JOIN uniques AS u ON u.key = y.unique_key
-       AND u.scope = iif(t.pool = '', 'session:' || t.sid, 'pool:' || t.pool)
-  LEFT JOIN tasks AS o ON o.tid = u.tid
- WHERE <<condition>>
-
--- query: given_up_by_id task_id
-<<given_up t.task_id = :task_id>>;
-
--- Oldest first: they come back in the order in which they were submitted.
--- query: given_up_by_fingerprint fingerprint after limit
-<<given_up t.state = 'DEAD_LETTER' AND t.dropped_at IS NULL AND t.fingerprint = :fingerprint AND t.tid > :after>>
- ORDER BY t.tid LIMIT :limit;
 
 -- query: dead_letters before fingerprint limit
 <<task_row t.state = 'DEAD_LETTER' AND t.dropped_at IS NULL AND t.tid < :before AND (:fingerprint IS NULL OR t.fingerprint = :fingerprint)>>

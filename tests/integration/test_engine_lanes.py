@@ -276,7 +276,8 @@ def test_a_ready_index_that_is_wrong_costs_no_result(home: Path) -> None:
     async def damage(attempt: Attempt) -> Outcome:
         with apsw.Connection(str(home / "goclaw.db")) as connection:
             connection.execute(
-                "INSERT INTO heads SELECT sid, 0, tid, pool, rank, 0, 0, 0, 0, 0, NULL FROM tasks"
+                "INSERT INTO heads (sid, line, tid, pool, rank, start, tie, ready_at, passed_at, "
+                "interactive) SELECT sid, 0, tid, pool, rank, 0, 0, 0, 0, 0 FROM tasks"
             )
         return Succeeded()
 

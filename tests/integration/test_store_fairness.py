@@ -48,26 +48,34 @@ class Lanes:
         self.store, self.lanes = store, lanes
         self.random = random.Random(seed)
         self.reader = support.connect(store.path)
-        self.heads: dict[int, Head] = {}
+        self.heads: dict[tuple[int, int], Head] = {}  # by session and line
         self.live: list[tuple[int, int, int, bytes]] = []
         self.tick = 0
         self.claims: list[Claim] = []
         self.enqueued = 0
 
-    def bring(self, sid: int, count: int = 1, *, rank: int = 4, parallel: int = 0) -> None:
+    def bring(
+        self, sid: int, count: int = 1, *, rank: int = 4, parallel: int = 0, work: str = "any"
+    ) -> None:
         for _ in range(count):
             self.enqueued += 1
-            self.store.submit(self.store.task(sid, rank=rank, parallel=parallel, kind="tool"))
+            part = self.store.task(
+                sid, rank=rank, parallel=parallel, kind="tool", work=f"tool:{work}"
+            )
+            self.store.submit(part)
         assert all(answer.code is None for answer in self.store.flush())
         self.look()
 
     def look(self) -> None:
         """Heads that have come since the last look."""
-        found = dict(self.reader.execute("SELECT sid, rank FROM heads").fetchall())
-        for sid, rank in found.items():
-            if sid not in self.heads:
-                self.heads[sid] = Head(rank, len(self.claims))
-        self.heads = {sid: head for sid, head in self.heads.items() if sid in found}
+        found = {
+            (sid, line): rank
+            for sid, line, rank in self.reader.execute("SELECT sid, line, rank FROM heads")
+        }
+        for key, rank in found.items():
+            if key not in self.heads:
+                self.heads[key] = Head(rank, len(self.claims))
+        self.heads = {key: head for key, head in self.heads.items() if key in found}
         self.judge_due()
 
     def judge_due(self) -> None:
@@ -85,7 +93,8 @@ class Lanes:
             assert not self.heads
             return False
         sid = answer["sid"]
-        head = self.heads.pop(sid)
+        ((line,),) = self.reader.execute("SELECT line FROM tasks WHERE tid = ?", (answer["tid"],))
+        head = self.heads.pop((sid, line))
         top = min((other.rank for other in self.heads.values()), default=head.rank)
         due = head.rank > top
         before = 0
@@ -96,9 +105,13 @@ class Lanes:
         if head.due_at is not None:
             before = sum(claim.due for claim in self.claims[head.due_at - 1 :])
         waited = len(self.claims) - head.ready_at
+        assert (answer["waited"], answer["overtaken"]) == (waited, head.overtaken)
+        assert (answer["rank"], answer["claims"]) == (head.rank, len(self.claims))
         self.claims.append(Claim(sid, head.rank, waited, head.overtaken, due, before))
-        for other in self.heads.values():
+        for (owner, _), other in self.heads.items():
             other.overtaken += other.rank > head.rank
+            if (owner, other.rank) == (sid, head.rank):  # its session was served: it waits anew
+                other.ready_at, other.overtaken, other.due_at = len(self.claims), 0, None
         self.live.append((self.tick + lasts, answer["tid"], sid, token))
         self.look()
         return True
@@ -192,6 +205,45 @@ def test_a_newcomer_starts_within_lanes_plus_two_claims(
     lane.reader.close()
 
 
+def test_a_newcomer_goes_before_those_whose_long_tasks_end(store: support.Store) -> None:
+    """Sessions that their own tasks kept back have a claim of credit, due heads take every second
+    claim: a newcomer waits for none of it."""
+    lanes = 8
+    lane = Lanes(store, lanes)
+    slow = [store.session() for _ in range(lanes - 1)]
+    for sid in slow:
+        lane.bring(sid, 5)
+    lane.run(lanes - 1, lambda: 1000)
+    lane.bring(store.session(), 60, parallel=1)
+    for _ in range(6):
+        lane.bring(store.session(), 10, rank=5, parallel=1)
+    lane.run(50, lambda: 1)
+    newcomer, before = store.session(), len(lane.claims)
+    lane.bring(newcomer)
+    lane.live = [(0, *rest) for _, *rest in lane.live]  # all long tasks end at once
+    lane.run(lanes + 2, lambda: 1)
+    assert sum(claim.due for claim in lane.claims[-lanes:]) >= lanes // 2, "due heads go as well"
+    assert newcomer in {claim.sid for claim in lane.claims[before:]}
+    lane.reader.close()
+
+
+def test_a_session_that_sat_out_a_round_is_a_newcomer(store: support.Store) -> None:
+    """However long the round before was: others have left meanwhile."""
+    lane = Lanes(store, 2)
+    sids = [store.session() for _ in range(20)]
+    for sid in sids[:8]:
+        lane.bring(sid, 20, parallel=1)
+    for sid in sids[8:]:
+        lane.bring(sid, 4, parallel=1)
+    lane.run(4 * 20)  # here twelve leave
+    lane.run(2)  # of a round of eight
+    before = len(lane.claims)
+    lane.bring(sids[8], parallel=1)  # its last claim is more than eight ago
+    lane.run(2 + 2)
+    assert sids[8] in {claim.sid for claim in lane.claims[before:]}
+    lane.reader.close()
+
+
 def test_a_session_that_comes_back_at_once_is_no_newcomer(store: support.Store) -> None:
     """One task at a time, sent as soon as the last has ended, earns no more than a backlog."""
     lane = Lanes(store, 1)
@@ -200,11 +252,60 @@ def test_a_session_that_comes_back_at_once_is_no_newcomer(store: support.Store) 
     for sid in crowd:
         lane.bring(sid, 30)
     for _ in range(100):
-        if greedy not in lane.heads and greedy not in {sid for _, _, sid, _ in lane.live}:
+        if (greedy, 0) not in lane.heads and greedy not in {sid for _, _, sid, _ in lane.live}:
             lane.bring(greedy)
         lane.run(1)
     started = Counter(claim.sid for claim in lane.claims)
     assert started[greedy] <= min(started[sid] for sid in crowd) + 2
+    lane.reader.close()
+
+
+# -- several lines of one session ------------------------------------------------------------------
+
+
+@pytest.mark.req("Q-8", "Q-9")
+@pytest.mark.parametrize("urgent", [0, 3], ids=["one-level", "due-heads"])
+def test_kinds_of_work_give_a_session_no_second_share(store: support.Store, urgent: int) -> None:
+    """Parallel tasks of five kinds and serial ones: five lines and a sixth, and one share. So it is
+    where all of them are due, in the shade of a more urgent level."""
+    lane = Lanes(store, 3)
+    sids = [store.session() for _ in range(6)]
+    for sid in sids[::2]:
+        lane.bring(sid, 12, parallel=1)
+    for sid in sids[1::2]:
+        for kind in "abcde":
+            lane.bring(sid, 12, parallel=1, work=kind)
+        lane.bring(sid, 12)
+    for _ in range(urgent):
+        lane.bring(store.session(), 60, rank=0, parallel=1)
+    lane.run(150 if urgent else 48, lambda: lane.random.choice([1, 10, 40]))
+    low = [claim for claim in lane.claims if claim.rank == 4]
+    assert len(low) >= 30
+    assert all(claim.due for claim in low) == bool(urgent)
+    assert skew(low, sids) <= 2
+    lane.reader.close()
+    support.obey(store.path)
+
+
+@pytest.mark.req("Q-9")
+@pytest.mark.parametrize("urgent", [0, 1], ids=["one-level", "due-heads"])
+def test_parallel_tasks_of_one_session_start_in_their_order(
+    store: support.Store, urgent: int
+) -> None:
+    """Whatever kinds they are of: no line of a session starves another."""
+    lane = Lanes(store, 1)
+    other, sid = store.session(), store.session()
+    for number in range(24):
+        lane.bring(sid, parallel=1, work="cab"[number % 3])
+        lane.bring(other, parallel=1)
+    for _ in range(urgent):
+        lane.bring(store.session(), 60, rank=3, parallel=1)
+    lane.run(60)
+    started = lane.reader.execute(
+        "SELECT tid FROM events WHERE sid = ? AND type = 'task.running' ORDER BY event_id", (sid,)
+    ).fetchall()
+    assert len(started) >= 10
+    assert started == sorted(started)
     lane.reader.close()
 
 
@@ -276,6 +377,26 @@ def test_many_levels_with_comings_and_goings(
     assert not lane.heads
     lane.reader.close()
     support.obey(store.path)
+
+
+def test_a_level_served_as_due_keeps_its_virtual_time(store: support.Store) -> None:
+    """Who joins it then is one of them, and makes up for nothing when it comes to the top."""
+    lane = Lanes(store, 1)
+    urgent = [store.session() for _ in range(2)]
+    for sid in urgent:
+        lane.bring(sid, 60, rank=0, parallel=1)
+    low = [store.session() for _ in range(3)]
+    for sid in low:
+        lane.bring(sid, 60, rank=1, parallel=1)
+    lane.run(80)
+    assert sum(claim.due for claim in lane.claims) >= 30
+    low.append(store.session())
+    lane.bring(low[-1], 60, rank=1, parallel=1)
+    before = len(lane.claims)
+    lane.run(220)
+    assert not any(claim.due for claim in lane.claims[-20:]), "the urgent ones are done"
+    assert skew([claim for claim in lane.claims[before:] if claim.rank], low) <= 2
+    lane.reader.close()
 
 
 def test_a_newcomer_is_served_soon_while_due_heads_wait(store: support.Store) -> None:

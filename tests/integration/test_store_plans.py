@@ -110,6 +110,7 @@ def test_the_pick_has_no_filter_and_no_order_to_make(connection: apsw.Connection
     assert plan(connection, pick.sql) == [
         "SEARCH p USING PRIMARY KEY (pool=?)",
         "SEARCH h USING INDEX heads_fair (pool=?)",
+        "SEARCH l USING PRIMARY KEY (pool=? AND rank=?)",
     ]
 
 
