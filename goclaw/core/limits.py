@@ -158,6 +158,7 @@ BRIDGE_BYTES_MAX: Final = 1 * MIB  # of one direction of the bridge; then it rea
 # -- effects, tools, skills --------------------------------------------------------------------
 FORK_EVENTS_MAX: Final = 50_000  # copied in one transaction: half a second without other writes
 FORK_BYTES_MAX: Final = 32 * MIB  # the same
+SIGNALS_MAX: Final = 1_000  # names, and keys, of the signals of one run: more wait for nothing
 EFFECTS_MAX: Final = 10_000  # per task: a loop bound
 FENCE_BYTES_MAX: Final = 256 * MIB  # effects.log: a month of 40,000 a day; then the older half goes
 FENCE_TRIM_BYTES: Final = 16 * MIB  # a smaller one is left as it is, whatever its age

@@ -113,7 +113,8 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A submission that is on disk; ``duplicate`` when its key was known before."""
+    """A submission that is on disk; ``duplicate`` when its key was known before, ``expired`` when
+    moreover the result of that task is no longer kept (E-6)."""
 
     tid: int
     task_id: str
@@ -122,6 +123,7 @@ class Accepted:
     event_id: int | None
     state: str
     duplicate: bool
+    expired: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,8 +115,11 @@ def task_key(task: Keyed) -> bytes:
 
 
 def effect_key(task: Keyed, ordinal: int, name: str, request: bytes, designated: str | None) -> str:
-    """E-4: the tool's own key, else H(K, ordinal, name, arguments)."""
+    """E-4: the tool's own key, else H(K, ordinal, name, arguments). A key of the tool's that would
+    fit no header goes out as its hash."""
     if designated is not None:
+        if len(designated) > limits.KEY_CHARS_MAX:
+            designated = f"sha256:{hashlib.sha256(designated.encode()).hexdigest()}"
         return f"{name}:{designated}"
     parts = (task_key(task), str(ordinal).encode(), name.encode(), request)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -146,7 +149,6 @@ class Journal:
         gates: Gates,
         effects: list[_Row],
         approvals: list[_Row],
-        signals: dict[str, bytes],
     ) -> None:
         self.task = task
         self.gates = gates
@@ -155,7 +157,6 @@ class Journal:
         self._rows = {row["ordinal"]: row for row in effects}
         # The last of an ordinal counts: an earlier one was about the same call, or is void.
         self._approvals = {(row["ordinal"], row["digest"]): row for row in approvals}
-        self._signals = signals
         self._next = 0
         self.told = {row["hash"] for row in effects if row["failed"] == _UNKNOWN}
         """Digests of calls whose brain was told that nobody knows; their equals are asked for."""
@@ -408,11 +409,26 @@ class Journal:
         await self.perform([sleep_call(wait_ms)])
 
     async def wait_signal(self, name: str) -> bytes:
-        """Answer with the first signal of that name, parking until it is there."""
-        self.recorded(self._ordinal(), request_hash("signal", name, b"{}"))
-        if name in self._signals:
-            return self._signals[name]
-        raise Park(f"signal:{name}")
+        """Answer with the first signal of that name, parking until it is there (E-9). Its intent
+        commits with the suspension, its payload as the result: so replays and forks see both."""
+        ordinal, request = self._ordinal(), b"{}"
+        digest = request_hash("signal", name, request)
+        row = self.recorded(ordinal, digest)
+        if row is not None and row["state"] == EffectState.RESULT:
+            return bytes(row["result"])
+        effect = {
+            "ordinal": ordinal, "kind": "signal", "name": name, "hash": digest,
+            "request": request, "key": effect_key(self.task, ordinal, name, request, None),
+        }  # fmt: skip
+        signals = dict(await self._database.read("signals_of_task", tid=self.task.tid))
+        if name not in signals:
+            intent = self.bind("effect_intent", **effect, **{"class": str(EffectClass.PURE)})
+            raise Park(f"signal:{name}", [] if row is not None else [intent])
+        faultpoint("before_result")
+        payload: bytes = signals[name]
+        await self.apply(self.bind("effect_record", **effect, result=payload, failed=0))
+        faultpoint("after_result")
+        return payload
 
 
 _UPDATE: Final = "sessionUpdate"

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SYSTEM_SESSION",
     "Intake",
+    "check_key",
     "effect_class_of",
     "packed_work",
     "session_of",
@@ -332,10 +333,13 @@ class Intake:
         finally:
             self._arriving -= 1
         faultpoint("after_submit")
-        tid, task_id, run_id, event_id, state, duplicate = committed.parts[0]
+        tid, task_id, run_id, event_id, state, duplicate, expired = committed.parts[0]
         if committed.events:
             event_id = committed.events[-1][1]
-        return Accepted(tid, task_id, run_id, session.session_id, event_id, state, bool(duplicate))
+        return Accepted(
+            tid, task_id, run_id, session.session_id, event_id, state, bool(duplicate),
+            bool(expired),
+        )  # fmt: skip
 
     def _begin(self, terms: Terms) -> tuple[int | None, Recurrence | None]:
         """When the task may first run, and how it recurs; InvalidParams for what cannot be."""

@@ -53,7 +53,7 @@ class Unrecorded(Exception):
 
 class Recorded:
     """An attempt over a journal that is closed. Implements ``core.records.Attempt``: it answers
-    from ``effects`` and ``signals``, and has no way to a tool, a model or the disk.
+    from ``effects`` and has no way to a tool, a model or the disk.
 
     Brains in ``repeatable`` are asked again, without pauses, and must answer as they did; of others
     the recorded answer is taken for theirs (E-2).
@@ -65,13 +65,12 @@ class Recorded:
         session: Session,
         *,
         effects: Sequence[_Row],
-        signals: dict[str, bytes],
         repeatable: Collection[str],
     ) -> None:
         self.task, self.session = task, session
         self.cancelled = asyncio.Event()
         self._rows = {row["ordinal"]: row for row in effects}
-        self._signals, self._repeatable = signals, repeatable
+        self._repeatable = repeatable
         self.asked = 0
         """Effects that the run asked for so far."""
 
@@ -138,11 +137,8 @@ class Recorded:
         self._result(sleep_call(wait_ms))
 
     async def wait_signal(self, name: str) -> bytes:
-        """See Attempt. A signal has a record of its own, and its ordinal none."""
-        ordinal, self.asked = self.asked, self.asked + 1
-        if name not in self._signals:
-            raise Unrecorded(ordinal, {"kind": "signal", "name": name})
-        return self._signals[name]
+        """See Attempt: it came."""
+        return bytes(self._taken("signal", name, b"{}")["result"])
 
 
 class _Unheard:

@@ -7,6 +7,7 @@ which run. Not in here: each of those.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,13 @@ import orjson
 
 from goclaw.core import limits
 from goclaw.core.clock import boot_id
-from goclaw.core.errors import GoclawError, TooLarge, UnknownId
+from goclaw.core.errors import (
+    GoclawError,
+    IdempotencyConflict,
+    IllegalTransition,
+    TooLarge,
+    UnknownId,
+)
 from goclaw.core.records import Receipt, RunEnd
 from goclaw.core.states import TERMINAL, State
 from goclaw.engine.approvals import Approvals
@@ -22,7 +29,7 @@ from goclaw.engine.external import External
 from goclaw.engine.forks import fork
 from goclaw.engine.gates import Gates
 from goclaw.engine.hub import Hub
-from goclaw.engine.intake import Intake
+from goclaw.engine.intake import Intake, check_key
 from goclaw.engine.pools import Pools
 from goclaw.engine.recovery import recover
 from goclaw.engine.scheduler import Scheduler
@@ -348,18 +355,47 @@ class Engine:
         self.look_again()  # where the run had not been claimed yet, nothing moved it to QUEUED
         return forked
 
-    async def signal(self, run_id: str, name: str, payload: bytes) -> int | None:
-        """Give a run a signal; the event id, None when that name had one already (E-9)."""
+    async def signal(
+        self, run_id: str, name: str, payload: bytes, *, key: str | None = None
+    ) -> tuple[int, bool]:
+        """Give a run a signal: the event of the first one of that name, and whether there was one
+        before, which wins (E-9).
+
+        The same key with the same name and payload: the same answer; with others
+        IdempotencyConflict. UnknownId; IllegalTransition when the run has ended without it.
+        """
+        check_key(key)
         if len(payload) > limits.PAYLOAD_BYTES_MAX:
             raise TooLarge(
                 f"A signal has at most {limits.PAYLOAD_BYTES_MAX} bytes.",
                 limit=limits.PAYLOAD_BYTES_MAX, unit="bytes",
             )  # fmt: skip
         task = await self.run_task(run_id)
-        committed = await self.database.write(
-            "signal", tid=task["tid"], name=name, payload=payload, now=self.clock.wall_ms()
-        )
-        return committed.events[0][1] if committed.events else None
+        try:
+            committed = await self.database.write(
+                "signal", tid=task["tid"], name=name, payload=payload, key=key,
+                hash=hashlib.sha256(f"{name}\0".encode() + payload).digest(),
+                most=limits.SIGNALS_MAX, now=self.clock.wall_ms(),
+            )  # fmt: skip
+        except TooLarge:
+            raise TooLarge(
+                f"The run has had {limits.SIGNALS_MAX} signals, and takes no more.",
+                limit=limits.SIGNALS_MAX, unit="signals",
+            ) from None  # fmt: skip
+        except IllegalTransition:
+            raise IllegalTransition(
+                f"The run {run_id[:80]} has ended ({task['state']}): nothing waits for the signal.",
+                **{"from": task["state"], "to": task["state"]},
+            ) from None
+        except IdempotencyConflict:
+            raise IdempotencyConflict(
+                "The key was used before for another signal of this run; nothing was sent.",
+                hint="Use a new key for a new signal.",
+                idempotencyKey=key,
+                runId=run_id,
+            ) from None
+        event_id, duplicate = committed.parts[0]
+        return event_id, bool(duplicate)
 
     # -- state ---------------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ class LiveAttempt:
     async def _opened(self) -> Journal:
         """The journal; a first attempt has nothing to read."""
         if self._journal is None:
-            effects, approvals, signals = [], [], []
+            effects, approvals = [], []
             if self.task.attempt > 1:
                 tid = self.task.tid
                 effects = rows(
@@ -105,10 +105,9 @@ class LiveAttempt:
                 approvals = rows(
                     "approvals_of_task", await self._database.read("approvals_of_task", tid=tid)
                 )
-                signals = await self._database.read("signals_of_task", tid=tid)
             self._journal = Journal(
                 self._database, self._clock, self.task, self.token, self.cancelled,
-                gates=self._gates, effects=effects, approvals=approvals, signals=dict(signals),
+                gates=self._gates, effects=effects, approvals=approvals,
             )  # fmt: skip
         return self._journal
 

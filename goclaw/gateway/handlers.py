@@ -332,10 +332,10 @@ async def _turn(
 ) -> Reply:
     accepted = await asyncio.shield(submission)
     end = await connection.engine.run_ended(accepted.run_id)
-    return Reply(_turn_result(end, accepted.duplicate), after=(session.sid, end.event_id))
+    return Reply(_turn_result(end, accepted), after=(session.sid, end.event_id))
 
 
-def _turn_result(end: RunEnd, duplicate: bool) -> dict[str, Any] | GoclawError:
+def _turn_result(end: RunEnd, accepted: Accepted) -> dict[str, Any] | GoclawError:
     if end.state == "SUCCEEDED":
         reason = end.stop_reason or str(Outcome.END_TURN)
     elif end.state == "CANCELED":
@@ -349,8 +349,10 @@ def _turn_result(end: RunEnd, duplicate: bool) -> dict[str, Any] | GoclawError:
             runId=end.run_id, eventId=end.event_id,
         )  # fmt: skip
     extension: dict[str, Any] = {"runId": end.run_id, "eventId": end.event_id}
-    if duplicate:
+    if accepted.duplicate:
         extension["duplicate"] = True
+    if accepted.expired:
+        extension["resultExpired"] = True
     return {"stopReason": reason, "_meta": {"goclaw": extension}}
 
 

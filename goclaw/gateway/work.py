@@ -128,8 +128,11 @@ async def _run_signal(connection: Connection, params: Params) -> Reply:
     payload = orjson.dumps(params.values.get("payload"))
     if len(payload) > limits.PAYLOAD_BYTES_MAX:
         raise InvalidParams(f"A payload has at most {limits.PAYLOAD_BYTES_MAX} bytes.")
-    event_id = await connection.engine.signal(params.text("runId"), params.text("name"), payload)
-    return Reply({"eventId": event_id, "duplicate": event_id is None})
+    event_id, duplicate = await connection.engine.signal(
+        params.text("runId"), params.text("name"), payload,
+        key=params.text_or_none("idempotencyKey", chars_max=limits.KEY_CHARS_MAX),
+    )  # fmt: skip
+    return Reply({"eventId": event_id, "duplicate": duplicate})
 
 
 # -- approvals ---------------------------------------------------------------------------------
@@ -236,15 +239,16 @@ def _submission(
 
 async def _accepted(submission: asyncio.Future[Accepted]) -> Reply:
     accepted = await asyncio.shield(submission)
-    return Reply(
-        {
-            "taskId": accepted.task_id,
-            "runId": accepted.run_id,
-            "state": accepted.state,
-            "eventId": accepted.event_id,
-            "duplicate": accepted.duplicate,
-        }
-    )
+    result: dict[str, Any] = {
+        "taskId": accepted.task_id,
+        "runId": accepted.run_id,
+        "state": accepted.state,
+        "eventId": accepted.event_id,
+        "duplicate": accepted.duplicate,
+    }
+    if accepted.expired:
+        result["resultExpired"] = True
+    return Reply(result)
 
 
 def _task(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,6 @@ async def replay(
         await _task(read, row),
         session_of(rows("session_by_sid", await read("session_by_sid", sid=row["sid"]))[0]),
         effects=effects,
-        signals=dict(await read("signals_of_task", tid=row["tid"])),
         repeatable=repeatable,
     )
     divergence: Divergence | None = None

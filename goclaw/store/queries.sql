@@ -241,16 +241,20 @@ SELECT s.head AS event_id, s.salt, s.link, t.tid, t.run_id, t.task_id, t.trace,
 -- program: enqueue sid key hash task_id run_id pool work kind parallel rank max_attempts on_unknown policy_version trace payload client origin not_before timeout_ms deadline_at unique_key parent_tid session_limit now
 -- Accept a task: the row, its event, its place in line. The same key again returns the same task; so
 -- does the key of a unique task that has not ended. With not_before it takes its place when it is due.
--- returns: tid task_id run_id event_id state duplicate
+-- Keys outlive results: expired says that the known task has ended and its result is gone (E-6).
+-- returns: tid task_id run_id event_id state duplicate expired
 -- step: run
-SELECT NULL AS dup_tid, NULL AS dup_hash, 0 AS duplicate, 0 AS attempt, 'QUEUED' AS state;
+SELECT NULL AS dup_tid, NULL AS dup_hash, 0 AS duplicate, 0 AS expired, 0 AS attempt, 'QUEUED' AS state;
 -- step: run
 SELECT tid AS dup_tid, hash AS dup_hash FROM submissions
  WHERE :key IS NOT NULL AND sid = :sid AND key = :key;
 -- step: refuse idempotency_conflict
 SELECT run_id FROM tasks WHERE :dup_hash IS NOT NULL AND :dup_hash <> :hash AND tid = :dup_tid;
 -- step: stop
-SELECT tid, task_id, run_id, state, end_event AS event_id, 1 AS duplicate FROM tasks
+SELECT tid, task_id, run_id, state, end_event AS event_id, 1 AS duplicate,
+       state IN ('SUCCEEDED', 'FAILED', 'DEAD_LETTER')
+       AND NOT EXISTS (SELECT 1 FROM task_results WHERE task_results.tid = :dup_tid) AS expired
+  FROM tasks
  WHERE :dup_tid IS NOT NULL AND tid = :dup_tid;
 -- step: stop
 SELECT t.tid, t.task_id, t.run_id, t.state, t.end_event AS event_id, 1 AS duplicate
@@ -1082,14 +1086,37 @@ SELECT :option_id AS outcome;
 <<event 1 | 'approval.resolved' | json_object('approvalId', :approval_id, 'outcome', iif(:state = 'expired', 'expired', :option_id), 'allowed', json(iif(:allowed, 'true', 'false')), 'by', :by)>>
 <<requeue state = 'SUSPENDED' AND reason = 'approval' AND NOT EXISTS (SELECT 1 FROM approvals WHERE tid = :tid AND state = 'open') | 'answered'>>
 
--- program: signal tid name payload now
--- The first signal of a name wins (E-9); a run that waits for it goes on.
--- returns: event_id
+-- program: signal tid name payload key hash most now
+-- The first signal of a name wins (E-9); a run that waits for it goes on. Later ones, and the same key
+-- again, are answered with the event of the first.
+-- returns: answer duplicate
+-- step: run
+SELECT NULL AS k_hash, NULL AS answer, 0 AS duplicate;
 -- step: expect unknown_id
 <<task t.tid = :tid>>
+-- step: run
+SELECT hash AS k_hash, event_id AS answer, 1 AS duplicate FROM signal_keys
+ WHERE :key IS NOT NULL AND tid = :tid AND key = :key;
+-- step: refuse idempotency_conflict
+SELECT 1 WHERE :k_hash <> :hash;
+-- step: stop
+SELECT 1 WHERE :k_hash IS NOT NULL;
+-- step: run
+SELECT ifnull(event_id, 0) AS answer, 1 AS duplicate FROM signals WHERE tid = :tid AND name = :name;
+-- step: refuse illegal_transition
+SELECT 1 WHERE :duplicate = 0 AND :was IN ('SUCCEEDED', 'FAILED', 'CANCELED', 'DEAD_LETTER');
+-- step: refuse too_large
+SELECT 1
+ WHERE (:duplicate = 0 AND (SELECT count(*) FROM signals WHERE tid = :tid) >= :most)
+    OR (:key IS NOT NULL AND (SELECT count(*) FROM signal_keys WHERE tid = :tid) >= :most);
+-- step: run
+INSERT INTO signal_keys (tid, key, hash, event_id)
+SELECT :tid, :key, :hash, ifnull(:answer, :event_id + 1) WHERE :key IS NOT NULL;
 -- step: need
-INSERT INTO signals (tid, name, payload, at) VALUES (:tid, :name, :payload, :now)
-    ON CONFLICT DO NOTHING RETURNING tid;
+SELECT :event_id + 1 AS answer WHERE :duplicate = 0;
+-- step: run
+INSERT INTO signals (tid, name, payload, at, event_id)
+VALUES (:tid, :name, :payload, :now, :answer);
 <<event 1 | 'signal.received' | json_object('name', :name)>>
 <<requeue state = 'SUSPENDED' AND reason = 'signal:' || :name | 'signal'>>
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from goclaw.core.decisions import Decision
-    from goclaw.core.records import CallResult, Session, Task
+    from goclaw.core.records import CallResult, Session, Task, Tool
     from goclaw.tools.registry import Entry, Registry
 
 __all__ = ["Decide", "Gate", "context_of", "error_output", "subject_of"]
@@ -139,11 +139,10 @@ class Gate:
         probe = None
         if tool.effect_class is EffectClass.PROBEABLE:
             probe = functools.partial(_probe, entry, arguments)
-        key = arguments.get(tool.key_argument) if tool.key_argument is not None else None
         return Call(
             kind="tool", name=tool.name, request=request, effect_class=tool.effect_class,
             dispatch=functools.partial(self._dispatch, entry, arguments, place),
-            decisions=tuple(decisions), title=title, designated_key=key,
+            decisions=tuple(decisions), title=title, designated_key=_designated(tool, arguments),
             announce=functools.partial(_announce, tool.kind, title, request, place),
             report=_report,
             probe=probe,
@@ -190,6 +189,14 @@ class Gate:
             dispatch=answered, title=title, question=True,
             announce=functools.partial(_announce, "other", title, b"", None), report=_report,
         )  # fmt: skip
+
+
+def _designated(tool: Tool, arguments: dict[str, Any]) -> str | None:
+    """The key that the schema names (E-4); an empty one is none."""
+    key = arguments.get(tool.key_argument) if tool.key_argument is not None else None
+    if key is None or isinstance(key, str):
+        return key or None
+    return orjson.dumps(key, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _find(path: str, session: Session) -> tuple[files.Place, tuple[str, ...]]:

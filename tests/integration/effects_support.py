@@ -22,7 +22,7 @@ from goclaw.brains import BrainRunner
 from goclaw.core.clock import SystemClock
 from goclaw.core.config import load
 from goclaw.core.faults import arm
-from goclaw.core.records import Done, Retryable, Tool
+from goclaw.core.records import Done, Retryable, Succeeded, Tool
 from goclaw.core.states import TERMINAL, EffectClass
 from goclaw.engine import Engine
 from goclaw.policy import default, document, pdp
@@ -34,7 +34,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from goclaw.core.decisions import Context, Decision, Subject
-    from goclaw.core.records import Accepted, Call, Runner, Session, Task, ToolSource
+    from goclaw.core.records import (
+        Accepted,
+        Attempt,
+        Call,
+        Outcome,
+        Runner,
+        Session,
+        Task,
+        ToolSource,
+    )
 
 HERE = Path(__file__).parent
 CLASSES = tuple(str(kind) for kind in EffectClass)
@@ -318,16 +327,53 @@ async def submit(world: World, job: dict[str, Any]) -> Accepted:
     return await world.tool(job["tool"], job["arguments"])
 
 
+class Waits:
+    """A Runner that waits for a signal between two calls, and answers with what it was."""
+
+    world: World
+
+    async def run_attempt(self, attempt: Attempt) -> Outcome:
+        await self._call(attempt, 1)
+        payload = await attempt.wait_signal("door")
+        await self._call(attempt, 2)
+        return Succeeded(result=payload)
+
+    async def _call(self, attempt: Attempt, n: int) -> None:
+        task, session = attempt.task, attempt.session
+        await attempt.perform([await self.world.gate.call(task, session, "x", "keyed", {"n": n})])
+
+
+def runner_of(job: dict[str, Any]) -> Waits | None:
+    """The job's own runner; None: its brain's."""
+    return Waits() if "signal" in job else None
+
+
 async def _live(home: Path, socket: Path, job: dict[str, Any]) -> None:
-    async with World(home, socket, brain=job.get("brain", "direct")) as world:
+    runner = runner_of(job)
+    async with World(
+        home, socket, brain=job.get("brain", "direct"), runner=runner, open_lanes=False
+    ) as world:
+        if runner is not None:
+            runner.world = world
+        world.engine.open_lanes()
         accepted = await submit(world, job)
-        await world.until(accepted.task_id)
+        if runner is not None:
+            await world.until(accepted.task_id)
+            await world.engine.signal(accepted.run_id, "door", job["signal"].encode(), key="s")
+        ends = runner is not None or "ends" in job
+        await world.until(accepted.task_id, *(TERMINAL if ends else ()))
 
 
 @contextlib.asynccontextmanager
 async def next_life(home: Path, socket: Path, job: dict[str, Any]) -> AsyncIterator[World]:
     """The life after it, in this process."""
-    async with World(home, socket, brain=job.get("brain", "direct")) as world:
+    runner = runner_of(job)
+    async with World(
+        home, socket, brain=job.get("brain", "direct"), runner=runner, open_lanes=False
+    ) as world:
+        if runner is not None:
+            runner.world = world
+        world.engine.open_lanes()
         yield world
 
 

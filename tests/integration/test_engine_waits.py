@@ -129,7 +129,7 @@ def test_a_signal_is_heard_whenever_it_comes(home: Path, when: str) -> None:
     house.plays["hears"] = slow_to_ask
 
     async def signal(world: World, task: Accepted) -> None:
-        assert await world.engine.signal(task.run_id, "go", b'"hello"')
+        assert not (await world.engine.signal(task.run_id, "go", b'"hello"'))[1]
 
     async def first(world: World) -> Accepted:
         task = await world.tool(await world.session(), "hears")
@@ -174,7 +174,8 @@ def test_the_first_signal_of_a_name_wins(home: Path) -> None:
                 for name, payload in [("other", b"0"), ("go", b"1"), ("go", b"2")]
             )
         )
-        assert [answer is None for answer in answers] == [False, False, True]
+        assert [duplicate for _, duplicate in answers] == [False, False, True]
+        assert answers[2][0] == answers[1][0]
         assert await world.ended(task) == "SUCCEEDED"
         assert (await world.engine.task(task.task_id))["result"] == b"1"
         with pytest.raises(UnknownId):

@@ -470,7 +470,7 @@ def test_an_answer_that_came_just_before_is_not_missed(store: support.Store, rea
     sid = store.session()
     tid = running(store, sid)
     if reason == "signal:go":
-        store.must("signal", tid=tid, name="go", payload=b"1")
+        store.must("signal", tid=tid, name="go", payload=b"1", most=9)
     answer = store.must("suspend", **suspending(tid, reason=reason))
     assert [event[3] for event in answer.events] == ["task.suspended", "task.requeued"]
     assert store.must("suspend", **suspending(tid, reason=reason)).parts == answer.parts
@@ -483,7 +483,7 @@ def test_an_answer_that_came_just_before_is_not_missed(store: support.Store, rea
 def test_what_is_not_answered_waits(store: support.Store, reason: str) -> None:
     sid = store.session()
     tid = running(store, sid)
-    store.must("signal", tid=tid, name="stop", payload=b"1")
+    store.must("signal", tid=tid, name="stop", payload=b"1", most=9)
     store.must(
         "effect_intent", tid=tid, token=TOKEN, ordinal=0, kind="tool", name="t", key="k", hash=b"h",
         request=b"{}", **{"class": "irreversible"},

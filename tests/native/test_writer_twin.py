@@ -85,6 +85,7 @@ class Task:
     tokens: list[bytes] = dataclasses.field(default_factory=list)
     effects: dict[int, Effect] = dataclasses.field(default_factory=dict)
     signals: set[str] = dataclasses.field(default_factory=set)
+    signal_keys: dict[str | None, str] = dataclasses.field(default_factory=dict)
     approvals: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def holds(self, token: bytes) -> bool:
@@ -958,17 +959,39 @@ class Walk:
 
     def signal(self) -> None:
         name = self.pick(["a", "b"])
-        task = self.some("SUSPENDED")
+        key = self.pick([None, "k"])
+        most = self.pick([9, 9, 1])
+        heard = [task for task in self.tasks.values() if task.signals]
+        task = self.pick([*heard, *[self.some("SUSPENDED")] * 2])
 
         def judge(answer: support.Answer) -> None:
-            assert answer.code is None
-            assert bool(answer.events) == (name not in task.signals)
-            if name not in task.signals:
+            known = task.signal_keys.get(key)
+            if known is not None:
+                assert answer.code == (None if known == name else "idempotency_conflict")
+                assert answer.events == []
+                return
+            is_new = name not in task.signals
+            if is_new and task.state in TERMINAL:
+                assert answer.code == "illegal_transition"
+                return
+            if (is_new and len(task.signals) >= most) or (key and len(task.signal_keys) >= most):
+                assert answer.code == "too_large"
+                return
+            assert (answer.code, answer["duplicate"]) == (None, not is_new)
+            assert bool(answer.events) == is_new
+            if key is not None:
+                task.signal_keys[key] = name
+            if is_new:
+                assert answer["answer"] == answer.events[0][1]
                 task.signals.add(name)
                 if task.state == "SUSPENDED" and task.reason == f"signal:{name}":
                     task.requeue()
 
-        self.ask(judge, ("signal", {"tid": task.tid, "name": name, "payload": b"1"}))
+        call = {
+            "tid": task.tid, "name": name, "payload": b"1", "key": key, "hash": name.encode(),
+            "most": most,
+        }  # fmt: skip
+        self.ask(judge, ("signal", call))
 
     # -- the rest --------------------------------------------------------------------------------
 

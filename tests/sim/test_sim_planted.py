@@ -225,7 +225,7 @@ PLANTED: dict[str, tuple[Plant, tuple[str, ...], str]] = {
     "an event in 500 is not published": (one_event_in_500_is_not_published, NATIVE, "I-3"),
     "a flush in 50 is skipped": (one_flush_in_50_is_skipped, PURE, LYING),
     "acknowledged before it is on disk": (acknowledged_before_it_is_on_disk, PURE, LYING),
-    "recovery forgets to reclaim": (recovery_forgets_to_reclaim, NATIVE, "Q-6"),
+    "recovery forgets to reclaim": (recovery_forgets_to_reclaim, NATIVE, "Q-6|liveness"),
     "an effect's outcome is guessed": (
         sql(".*", (r"'retryable', 'unknown'\)", "'retryable', 'result')")), NATIVE, "I-2|I-4",
     ),
