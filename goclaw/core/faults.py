@@ -36,7 +36,7 @@ POINTS: Final[dict[str, str]] = {
     "before_complete": "an attempt is over, its end is not on disk",
     "after_complete": "the end of an attempt is on disk, nobody was told",
     "before_commit": "an operation is about to go to the writer, nothing of it is on disk",
-    "after_commit": "a batch of the writer is on disk, its results were not handed out",
+    "after_commit": "an operation is on disk, its result was not handed out",
     "before_publish": "events are on disk, no client has seen them",
     "before_ready": "a start is over but for daemon.json",
     "during_drain": "a stop waits for running attempts",
@@ -61,15 +61,17 @@ _hits: dict[str, int] = {}
 _lock = threading.Lock()
 
 
-def faultpoint(name: str) -> None:
+def faultpoint(name: str, times: int = 1) -> None:
     """Do nothing, unless the environment asked for a fault here. Any thread.
 
-    ``kill`` ends the process as kill -9 does; ``fail`` raises OSError (EIO); ``delay`` blocks the
-    calling thread, as a slow disk would.
+    ``times``: it is true of so many things at once, each of which is a hit. ``kill`` ends the
+    process as kill -9 does; ``fail`` raises OSError (EIO); ``delay`` blocks the calling thread, as
+    a slow disk would.
     """
     if _armed is None:
         return
-    _strike(name)
+    for _ in range(times):
+        _strike(name)
 
 
 def arm(environ: Mapping[str, str]) -> None:

@@ -83,7 +83,8 @@ def policy_text(*resources: str) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Boundary:
-    """One commit of the run, by its number from the daemon's start, and the side of it."""
+    """One side of a commit, by the number of its operation from the daemon's start. What waits
+    together shares a transaction; each operation of it counts."""
 
     commit: int
     point: str
@@ -201,7 +202,7 @@ class Report:
         self._boundaries = len(boundaries)
         self.kills = self.tasks_lost = self.events_lost = self.questions = self.told = 0
         self.spared = 0
-        """Lives whose kill never came: what waits together shares a commit, so some need fewer."""
+        """Lives whose kill never came: they needed fewer commits."""
         self.violations: list[tuple[str, str]] = []
         self.duration_ms = 0
         if self._state not in ("SUCCEEDED", "FAILED"):

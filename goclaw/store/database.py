@@ -266,7 +266,7 @@ class Database:
         """Resolve what the writer has done; answers how many operations that were."""
         done = self._writer.drain()
         if done:
-            faultpoint("after_commit")
+            faultpoint("after_commit", len(done))
         events = [event for _, code, _, _, made in done if code is None for event in made]
         try:
             if events:

@@ -46,6 +46,16 @@ def hits(count: int, name: str = "after_claim") -> list[int]:
     return failed
 
 
+def test_many_hits_at_once_are_as_many() -> None:
+    faults.arm({"GOCLAW_FAULTS": "after_claim:fail@3"})
+    faults.faultpoint("after_claim", 2)
+    with pytest.raises(OSError, match="fault point after_claim"):
+        faults.faultpoint("after_claim", 2)
+    assert faults.hits() == {"after_claim": 3}
+    faults.faultpoint("after_claim", 2)
+    assert faults.hits() == {"after_claim": 5}
+
+
 def test_a_failure_is_that_of_a_disk() -> None:
     faults.arm({"GOCLAW_FAULTS": "after_claim:fail"})
     with pytest.raises(OSError, match="fault point after_claim") as caught:
