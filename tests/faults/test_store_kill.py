@@ -55,8 +55,9 @@ def begin():
     elif way < 7:
         name = f"{seed}.{number}"
         send("took", "enqueue", sid=pick.choice(sids), task_id=name, run_id=name, pool="",
-             kind="prompt", parallel=pick.randrange(2), rank=pick.randrange(3), max_attempts=3,
-             on_unknown="suspend", policy_version="p", payload=b"x" * pick.randrange(2000),
+             work="tool:any", kind="prompt", parallel=pick.randrange(2), rank=pick.randrange(3),
+             max_attempts=3, on_unknown="suspend", policy_version="p",
+             payload=b"x" * pick.randrange(2000),
              origin="unix", session_limit=10**6, hash=b"h", key=name)
     else:
         send("held", "claim", pool="", owner="lane", token=f"{seed}.{number}".encode(),
