@@ -169,8 +169,8 @@ class BareLoop:
 
     def promote(self, sid: int, line: int) -> None:
         head = self.row(
-            "SELECT t.tid, t.pool, t.rank, max(l.v - 1048576, ifnull(f.finish, 0)), p.claims,"
-            " l.passed, w.gated FROM sessions AS s JOIN tasks AS t ON t.tid ="
+            "SELECT t.tid, t.pool, t.rank, l.v, ifnull(f.finish, 0), ifnull(f.served_at + 1, 0),"
+            " p.claims, l.passed, w.gated FROM sessions AS s JOIN tasks AS t ON t.tid ="
             " iif(?2 > 0 OR s.turn IS NULL, (SELECT q.tid FROM tasks AS q WHERE q.sid = s.sid"
             "   AND q.line = ?2 AND q.state = 'QUEUED' AND q.held = 0 ORDER BY q.seq LIMIT 1),"
             " (SELECT q.tid FROM tasks AS q WHERE q.tid = s.turn AND q.state = 'QUEUED'))"
@@ -182,10 +182,12 @@ class BareLoop:
             sid, line,
         )  # fmt: skip
         if head is not None:
-            *place, gated = head
+            tid, pool, rank, v, finish, tie, claims, passed, gated = head
             assert not gated
+            start = max(v, finish + (tie > 0) * 1048576) - 1048576
             self.execute(
-                "INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, 1, ?, ?, 0, NULL)", (sid, line, *place)
+                "INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL, 1)",
+                (sid, line, tid, pool, rank, start, tie, claims, passed),
             )
 
     def move(self, sid: int, head: int, link: bytes) -> None:
@@ -196,16 +198,18 @@ class BareLoop:
 
     def claim(self, token: bytes) -> tuple[Any, ...]:
         """What the program ``claim`` returns."""
-        sid, tid, rank, start, last_due, claims = self.row(
-            "SELECT h.sid, h.tid, h.rank, h.start, p.last_due, p.claims"
-            " FROM heads AS h JOIN pools AS p ON p.pool = h.pool WHERE h.pool = ''"
-            " ORDER BY h.rank, h.start, h.tie, h.ready_at LIMIT 1"
+        sid, tid, rank, start, tie, last_due, claims, passed, waited, overtaken, stays = self.row(
+            "SELECT h.sid, h.tid, h.rank, h.start, h.tie, p.last_due, p.claims, l.passed,"
+            " p.claims - h.ready_at, l.passed - h.passed_at, h.stays"
+            " FROM heads AS h JOIN pools AS p ON p.pool = h.pool"
+            " JOIN levels AS l ON l.pool = h.pool AND l.rank = h.rank WHERE h.pool = ''"
+            " ORDER BY h.rank, h.start, h.tie, h.ready_at, h.tid LIMIT 1"
         )
         due = self.row(
             "SELECT h.sid, h.tid, h.rank, h.start FROM levels AS l JOIN heads AS h ON"
             " (h.sid, h.line) = (SELECT a.sid, a.line FROM heads AS a"
-            "  WHERE a.pool = l.pool AND a.rank = l.rank"
-            "  ORDER BY a.ready_at LIMIT 1) WHERE ?1 = 0 AND l.pool = '' AND l.rank > ?2"
+            "  WHERE a.pool = l.pool AND a.rank = l.rank ORDER BY a.ready_at, a.tid LIMIT 1)"
+            " WHERE ?1 = 0 AND l.pool = '' AND l.rank > ?2"
             " AND l.passed - h.passed_at >= ?3 * (l.rank - ?2) ORDER BY h.ready_at LIMIT 1",
             last_due, rank, limits.AGING_FACTOR,
         )  # fmt: skip
@@ -235,29 +239,24 @@ class BareLoop:
             ("task.running", b'{"from":"CLAIMED","to":"RUNNING","reason":"claim"}'),
         ):
             head, link = self.event(sid, head, salt, link, task, text, words)
+        finish = start + (tie == 0) * 1048576 + 1048576 // weight
+        execute("INSERT OR REPLACE INTO flows VALUES (?, '', ?, ?, ?)", (sid, rank, finish, claims))
         execute(
-            "INSERT OR REPLACE INTO flows VALUES (?, '', ?, ?, ?)",
-            (sid, rank, start + 1048576 // weight, claims),
+            "UPDATE heads SET start = max(start, ?1), tie = ?2, stays = 1, ready_at = ?2,"
+            " passed_at = ?3 WHERE sid = ?4 AND pool = '' AND rank = ?5",
+            (finish, claims + 1, passed, sid, rank),
         )
         execute(
-            "UPDATE heads SET start = max(start, ?), tie = 1"
-            " WHERE sid = ? AND pool = '' AND rank = ?",
-            (start + 1048576 // weight, sid, rank),
-        )
-        execute(
-            "UPDATE levels SET passed = passed + (rank > ?3), v = iif(rank = ?3, max(v, ?1), v),"
-            " round = iif(rank = ?3 AND ?1 - mark >= 1048576, ?2 - mark_at, round),"
-            " mark_at = iif(rank = ?3 AND ?1 - mark >= 1048576, ?2, mark_at),"
-            " mark = iif(rank = ?3 AND ?1 - mark >= 1048576, ?1, mark)"
-            " WHERE pool = '' AND rank >= ?3",
-            (start, claims, rank),
+            "UPDATE levels SET passed = passed + (rank > ?2), v = iif(rank = ?2, max(v, ?1), v)"
+            " WHERE pool = '' AND rank >= ?2",
+            (start, rank),
         )
         execute("UPDATE pools SET claims = claims + 1, last_due = 0 WHERE pool = ''")
         self.promote(sid, line)
         self.move(sid, head, link)
         return (
             tid, sid, session_id, task_id, run_id, kind, attempt, most, unknown, trace, head,
-            payload, key, client, origin, failures,
+            payload, key, client, origin, failures, claims, rank, weight, waited, overtaken, stays,
         )  # fmt: skip
 
     def complete(self, tid: int, token: bytes) -> tuple[Any, ...]:
