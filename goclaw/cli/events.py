@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from goclaw.client.records import Event
 
-__all__ = ["events"]
+__all__ = ["events", "line"]
 
 
 def events(options: argparse.Namespace) -> int:
@@ -32,11 +32,12 @@ def events(options: argparse.Namespace) -> int:
             if options.json:
                 show.json_line(event.to_json())
             else:
-                print(_line(event), flush=options.follow)
+                print(line(event), flush=options.follow)
     return 0
 
 
-def _line(event: Event) -> str:
+def line(event: Event) -> str:
+    """An event as people are shown it."""
     body = dict(event.body)
     name = event.type if event.type != "update" else str(body.pop("sessionUpdate", "update"))
     shown = {key: value for key, value in body.items() if value is not None}

@@ -120,6 +120,7 @@ def _look(verbs: Any) -> None:
     short.add_argument("id", metavar="ID", help="of a task or a run")
     _json(short, "the receipt as one object")
     _effects(verbs)
+    _dead_letters(verbs)
     events = _verb(verbs, "events", "events", "what happened in a session")
     events.add_argument("session", metavar="SESSION", help="its id; _system: the daemon's own")
     events.add_argument(
@@ -153,6 +154,26 @@ def _effects(verbs: Any) -> None:
     )
     for verb in (probe, settle, redo):
         _json(verb, "the effect as one object")
+
+
+def _dead_letters(verbs: Any) -> None:
+    dlq = _group(verbs, "dlq", "tasks that were given up: list, show, redrive, drop")
+    listing = _verb(dlq, "list", "dlq:list_letters", "dead letters, newest first")
+    listing.add_argument("--fingerprint", metavar="F", help="with this fingerprint only")
+    _json(listing)
+    show = _verb(dlq, "show", "dlq:show_letter", "one with its whole history")
+    show.add_argument("task", metavar="TASK", help="its id")
+    _json(show, "the task as one object, its events in `events`")
+    for name, about in (
+        ("redrive", "put them back into the queue, with whole budgets; a failed task, too"),
+        ("drop", "list them no more; their history stays"),
+    ):
+        verb = _verb(dlq, name, f"dlq:{name}", about)
+        which = verb.add_mutually_exclusive_group(required=True)
+        which.add_argument("task", nargs="?", metavar="TASK", help="this one")
+        which.add_argument("--fingerprint", metavar="F", help="all with this fingerprint")
+        verb.add_argument("--dry-run", action="store_true", help="only say what would be done")
+        _json(verb, "what was done as one object")
 
 
 def _effect(verbs: Any, name: str, about: str) -> Any:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from goclaw.client.records import (
         EffectInfo,
         EventPage,
+        Moved,
         Receipt,
         SessionInfo,
         Status,
@@ -308,6 +309,43 @@ class Client:
     async def cancel(self, some_id: str) -> Receipt:
         """Cancel a task or a run by its id."""
         return await self.ask(asks.cancel(some_id))
+
+    async def dead_letters(self, fingerprint: str | None = None) -> list[TaskInfo]:
+        """Tasks that were given up, newest first; of one fingerprint or all."""
+        found: list[TaskInfo] = []
+        after: str | None = None
+        while True:
+            page, after = await self.ask(asks.dead_letters(fingerprint, after))
+            found += page
+            if after is None:
+                return found
+
+    async def redrive(
+        self, task_id: str | None = None, *, fingerprint: str | None = None, dry_run: bool = False
+    ) -> Moved:
+        """Put a failed task or dead letter back into the queue, or all with one fingerprint.
+
+        A single one that cannot be raises why; of several, ``skipped`` says so. ``dry_run``
+        changes nothing.
+        """
+        return await self._move("redrive", task_id, fingerprint, dry_run)
+
+    async def drop(
+        self, task_id: str | None = None, *, fingerprint: str | None = None, dry_run: bool = False
+    ) -> Moved:
+        """Drop a dead letter, or all with one fingerprint; as ``redrive``."""
+        return await self._move("drop", task_id, fingerprint, dry_run)
+
+    async def _move(
+        self, verb: str, task_id: str | None, fingerprint: str | None, dry_run: bool
+    ) -> Moved:
+        if fingerprint is None:
+            return await self.ask(asks.move_task(verb, task_id or "", dry_run))
+        moved, after = await self.ask(asks.move_tasks(verb, fingerprint, dry_run, None))
+        while after is not None:
+            page, after = await self.ask(asks.move_tasks(verb, fingerprint, dry_run, after))
+            moved = moved.and_then(page)
+        return moved
 
     async def approvals(self, session: str | None = None) -> list[Approval]:
         """Open questions."""

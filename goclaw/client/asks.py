@@ -11,6 +11,7 @@ from goclaw.client.records import (
     Approval,
     EffectInfo,
     EventPage,
+    Moved,
     Receipt,
     SessionInfo,
     Status,
@@ -27,10 +28,13 @@ __all__ = [
     "Ask",
     "approvals",
     "cancel",
+    "dead_letters",
     "effects",
     "events",
     "exception",
     "greeting",
+    "move_task",
+    "move_tasks",
     "new_session",
     "probe_effect",
     "prompt",
@@ -150,6 +154,29 @@ def cancel(some_id: str) -> Ask[Receipt]:
     if some_id.startswith("run_"):
         return Ask("_goclaw/run/cancel", {"runId": some_id}, Receipt.read)
     return Ask("_goclaw/task/cancel", {"taskId": some_id}, Receipt.read)
+
+
+def dead_letters(
+    fingerprint: str | None = None, after: str | None = None
+) -> Ask[tuple[list[TaskInfo], str | None]]:
+    """A page of dead letters, newest first, and the cursor of the next one."""
+    params = {"verb": "list", "fingerprint": fingerprint, "after": after}
+    return Ask("_goclaw/admin/dlq", params, _task_page)
+
+
+def move_task(verb: str, task_id: str, dry_run: bool) -> Ask[Moved]:
+    """Redrive or drop one task."""
+    return Ask(f"_goclaw/task/{verb}", {"taskId": task_id, "dryRun": dry_run}, Moved.read)
+
+
+def move_tasks(
+    verb: str, fingerprint: str, dry_run: bool, after: str | None
+) -> Ask[tuple[Moved, str | None]]:
+    """Redrive or drop a page of the dead letters with one fingerprint; the cursor of the next."""
+    params = {"fingerprint": fingerprint, "dryRun": dry_run, "after": after}
+    return Ask(
+        f"_goclaw/task/{verb}", params, lambda result: (Moved.read(result), result.get("next"))
+    )
 
 
 def approvals(session: str | None = None) -> Ask[list[Approval]]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from goclaw.client.records import (
         EffectInfo,
         EventPage,
+        Moved,
         Receipt,
         SessionInfo,
         Status,
@@ -170,6 +171,43 @@ class SyncClient:
     def cancel(self, some_id: str) -> Receipt:
         """Cancel a task or a run by its id."""
         return self.ask(asks.cancel(some_id))
+
+    def dead_letters(self, fingerprint: str | None = None) -> list[TaskInfo]:
+        """Tasks that were given up, newest first; of one fingerprint or all."""
+        found: list[TaskInfo] = []
+        after: str | None = None
+        while True:
+            page, after = self.ask(asks.dead_letters(fingerprint, after))
+            found += page
+            if after is None:
+                return found
+
+    def redrive(
+        self, task_id: str | None = None, *, fingerprint: str | None = None, dry_run: bool = False
+    ) -> Moved:
+        """Put a failed task or dead letter back into the queue, or all with one fingerprint.
+
+        A single one that cannot be raises why; of several, ``skipped`` says so. ``dry_run``
+        changes nothing.
+        """
+        return self._move("redrive", task_id, fingerprint, dry_run)
+
+    def drop(
+        self, task_id: str | None = None, *, fingerprint: str | None = None, dry_run: bool = False
+    ) -> Moved:
+        """Drop a dead letter, or all with one fingerprint; as ``redrive``."""
+        return self._move("drop", task_id, fingerprint, dry_run)
+
+    def _move(
+        self, verb: str, task_id: str | None, fingerprint: str | None, dry_run: bool
+    ) -> Moved:
+        if fingerprint is None:
+            return self.ask(asks.move_task(verb, task_id or "", dry_run))
+        moved, after = self.ask(asks.move_tasks(verb, fingerprint, dry_run, None))
+        while after is not None:
+            page, after = self.ask(asks.move_tasks(verb, fingerprint, dry_run, after))
+            moved = moved.and_then(page)
+        return moved
 
     def approvals(self, session: str | None = None) -> list[Approval]:
         """Open questions."""

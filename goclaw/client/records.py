@@ -18,6 +18,7 @@ __all__ = [
     "EffectInfo",
     "Event",
     "EventPage",
+    "Moved",
     "PromptResult",
     "Receipt",
     "SessionInfo",
@@ -211,6 +212,36 @@ class Receipt:
     def read(cls, result: dict[str, Any]) -> Receipt:
         """The result of task/cancel and run/cancel."""
         return cls(str(result["outcome"]), tuple(result.get("effectsDone", ())))
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What became of tasks that were given up; ``skipped``: (task, reason code, why) of those that
+    stayed as they were."""
+
+    tasks: tuple[str, ...]
+    skipped: tuple[tuple[str, str, str], ...]
+
+    @classmethod
+    def read(cls, result: dict[str, Any]) -> Moved:
+        """The result of task/redrive and task/drop."""
+        skipped = tuple(
+            (str(one["taskId"]), str(one["code"]), str(one["message"]))
+            for one in result.get("skipped", ())
+        )
+        return cls(tuple(result["tasks"]), skipped)
+
+    def and_then(self, page: Moved) -> Moved:
+        """With the page behind it."""
+        return Moved(self.tasks + page.tasks, self.skipped + page.skipped)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `goclaw dlq redrive --json`."""
+        names = ("taskId", "code", "message")
+        return {
+            "tasks": list(self.tasks),
+            "skipped": [dict(zip(names, one, strict=True)) for one in self.skipped],
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import os
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "boot_id", "rfc3339", "traceparent"]
+__all__ = ["Clock", "SystemClock", "boot_id", "rfc3339", "traceparent", "wall_ms_of"]
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -80,6 +80,13 @@ def rfc3339(wall_ms: int) -> str:
 
     moment = datetime.datetime.fromtimestamp(wall_ms / 1000, datetime.UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{wall_ms % 1000:03d}Z"
+
+
+def wall_ms_of(text: str) -> int:
+    """The moment that ``rfc3339`` wrote; ValueError for what it did not."""
+    import datetime
+
+    return round(datetime.datetime.fromisoformat(text).timestamp() * 1000)
 
 
 def traceparent(clock: Clock) -> str:

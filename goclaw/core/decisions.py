@@ -105,9 +105,10 @@ class Action:
 
 
 ADMIN_VERBS: Final = (
-    "approvals", "audit", "backup", "cancel", "dlq", "doctor", "drill", "effects", "events", "fork",
-    "incident", "mcp", "policy", "purge", "replay", "restore", "resume", "secret", "shutdown",
-    "skill", "status", "stop", "task", "timeline", "token", "upgrade", "verify", "why", "worker",
+    "approvals", "audit", "backup", "cancel", "dlq", "doctor", "drill", "drop", "effects",
+    "events", "fork", "incident", "mcp", "policy", "purge", "redrive", "replay", "restore",
+    "resume", "secret", "shutdown", "skill", "status", "stop", "task", "timeline", "token",
+    "upgrade", "verify", "why", "worker",
 )  # fmt: skip
 """The verbs of ``_goclaw/admin/<verb>``: each command that reads or changes the daemon's state."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from goclaw.core.decisions import Decision
+    from goclaw.core.errors import GoclawError
     from goclaw.core.states import EffectClass
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Effect",
     "Failed",
     "Forked",
+    "Moved",
     "Outcome",
     "Receipt",
     "Retryable",
@@ -164,6 +166,18 @@ class Receipt:
     """stopped, stopping, may_still_be_running or already_finished."""
     event_id: int | None
     effects_done: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What became of tasks that were given up (Q-7): redriven, dropped, or left and why."""
+
+    tasks: tuple[str, ...]
+    skipped: tuple[tuple[str, GoclawError], ...] = ()
+    event_id: int | None = None
+    """Of a single one."""
+    following: int | None = None
+    """Where the next page begins; None after the last."""
 
 
 @dataclass(frozen=True, slots=True)

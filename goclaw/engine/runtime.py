@@ -25,6 +25,7 @@ from goclaw.core.errors import (
 from goclaw.core.records import Receipt, RunEnd
 from goclaw.core.states import TERMINAL, State
 from goclaw.engine.approvals import Approvals
+from goclaw.engine.dead_letters import DeadLetters
 from goclaw.engine.external import External
 from goclaw.engine.forks import fork
 from goclaw.engine.gates import Gates
@@ -91,6 +92,7 @@ class Engine:
         self.settlement = Settlement(
             database, clock, self.task, self.intake.session_by_sid, call_of
         )
+        self.dead_letters = DeadLetters(database, clock, config.queue, self.open_tasks)
         self.external = External(database, clock, config.queue)
         self.pools = Pools(
             database, clock, config.queue, policy_version=policy_version,

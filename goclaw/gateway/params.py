@@ -80,6 +80,15 @@ class Params:
         value = self.number(name, 1, limits.FIGURE_MAX, most)
         return min(most, value or most)
 
+    def cursor(self, name: str) -> int | None:
+        """Where a page begins, as the page before said; None when absent."""
+        value = self.text_or_none(name)
+        if value is None:
+            return None
+        if not (value.isascii() and value.isdecimal() and len(value) < 19):
+            raise InvalidParams(f"{name} was not given by this method.", param=name)
+        return int(value)
+
     def flag(self, name: str, default: bool) -> bool:
         """A boolean."""
         value = self._values.get(name)

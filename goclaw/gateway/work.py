@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from goclaw.core.decisions import Decision
     from goclaw.core.records import Accepted, Approval, Effect, Receipt, Session
 
-__all__ = ["METHODS"]
+__all__ = ["METHODS", "task_object"]
 
 _STATES: Final = tuple(str(state) for state in State)
 _CLASSES: Final = ("irreversible", "keyed", "probeable", "pure")  # the first unless one is named
@@ -251,7 +251,7 @@ async def _accepted(submission: asyncio.Future[Accepted]) -> Reply:
     return Reply(result)
 
 
-def _task(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:
+def task_object(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:
     """The task object of SPEC 12."""
     until, due = row["lease_until_mono"], row["due_at"]
     expires = None if until is None else max(0, until - connection.engine.clock.mono_ms())
@@ -260,6 +260,7 @@ def _task(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:
         "sessionId": row["session_id"],
         "runId": row["run_id"],
         "kind": row["kind"],
+        "work": row["work"],
         "state": row["state"],
         "reason": row["reason"],
         "attempt": row["attempt"],
@@ -281,7 +282,7 @@ def _task(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _task_get(connection: Connection, params: Params) -> Reply:
-    return Reply(_task(connection, await connection.engine.task(params.text("taskId"))))
+    return Reply(task_object(connection, await connection.engine.task(params.text("taskId"))))
 
 
 async def _task_list(connection: Connection, params: Params) -> Reply:
@@ -289,20 +290,17 @@ async def _task_list(connection: Connection, params: Params) -> Reply:
     states: list[str | None] = list(dict.fromkeys(params.texts("states")))
     if not set(states) <= set(_STATES):
         raise InvalidParams(f"states are of {', '.join(_STATES)}.", param="states")
-    after = params.text_or_none("after")
-    if after is not None and not (after.isascii() and after.isdecimal() and len(after) < 20):
-        raise InvalidParams("after was not given by this method.", param="after")
-    most = params.page()
+    after, most = params.cursor("after"), params.page()
     rows: list[dict[str, Any]] = []
     for state in states or [None]:
         rows += await connection.engine.tasks(
             sid=None if session is None else session.sid,
-            before=None if after is None else int(after),
+            before=after,
             state=state,
             limit=most + 1,
         )
     rows.sort(key=lambda row: -row["tid"])
-    result: dict[str, Any] = {"tasks": [_task(connection, row) for row in rows[:most]]}
+    result: dict[str, Any] = {"tasks": [task_object(connection, row) for row in rows[:most]]}
     if len(rows) > most:
         result["next"] = str(rows[most - 1]["tid"])
     return Reply(result)

@@ -602,7 +602,7 @@ UPDATE tasks
        deadline_at = iif(:state = 'DEAD_LETTER', NULL, deadline_at),
        ended_token = iif(:hash IS NULL, NULL, :token), ended_hash = :hash,
        ended_state = iif(:hash IS NULL, NULL, :state), end_event = :event_id, reason = :end_reason,
-       updated_at = :now
+       fingerprint = iif(:state = 'DEAD_LETTER', :end_reason, fingerprint), updated_at = :now
  WHERE tid = :tid;
 -- step: run
 UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn)
@@ -1342,8 +1342,9 @@ SELECT salt, link, head, oldest FROM sessions WHERE sid = :sid;
 SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reason, t.attempt,
        t.failures, t.crashes, t.max_attempts, 9 - t.rank AS priority, t.lease_owner,
        t.lease_until_mono, t.due_mono, t.due_at, t.created_at, t.updated_at, t.stop_reason, t.deadline_at,
-       t.timeout_ms, t.fingerprint, t.dropped_at, t.parent_tid, t.held, t.line, t.wid, t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
+       t.timeout_ms, t.fingerprint, t.dropped_at, t.parent_tid, t.held, t.line, t.wid, w.work, t.end_event, t.policy_version, t.trace, t.sid, r.result, r.error
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
+  LEFT JOIN works AS w ON w.wid = t.wid
   LEFT JOIN task_results AS r ON r.tid = t.tid
  WHERE <<condition>>
 
@@ -1424,6 +1425,25 @@ SELECT min(due_at) FROM tasks WHERE held = 1;
 
 -- query: gates
 SELECT wid, work, most, burst, tokens, refill_mono, broken, probe_mono, waiting FROM gates;
+
+-- What stands in a redrive's way; taken: the task that has its unique key now.
+-- fragment: given_up condition
+SELECT t.tid, t.task_id, t.sid, t.pool, t.state, t.dropped_at, s.open, i.deleted_at, y.unique_key,
+       o.task_id AS taken
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid JOIN session_info AS i ON i.sid = t.sid
+  JOIN task_payloads AS y ON y.tid = t.tid
+  LEFT JOIN uniques AS u ON u.key = y.unique_key
+       AND u.scope = iif(t.pool = '', 'session:' || t.sid, 'pool:' || t.pool)
+  LEFT JOIN tasks AS o ON o.tid = u.tid
+ WHERE <<condition>>
+
+-- query: given_up_by_id task_id
+<<given_up t.task_id = :task_id>>;
+
+-- Oldest first: they come back in the order in which they were submitted.
+-- query: given_up_by_fingerprint fingerprint after limit
+<<given_up t.state = 'DEAD_LETTER' AND t.dropped_at IS NULL AND t.fingerprint = :fingerprint AND t.tid > :after>>
+ ORDER BY t.tid LIMIT :limit;
 
 -- query: dead_letters before fingerprint limit
 <<task_row t.state = 'DEAD_LETTER' AND t.dropped_at IS NULL AND t.tid < :before AND (:fingerprint IS NULL OR t.fingerprint = :fingerprint)>>

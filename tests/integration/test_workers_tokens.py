@@ -15,6 +15,7 @@ from wire_support import OPTED_IN, TOKEN, Client, Frames, House, wire
 
 from goclaw.gateway.executors import METHODS as WORKER_METHODS
 from goclaw.gateway.handlers import METHODS as ACP_METHODS
+from goclaw.gateway.operators import METHODS as OPERATOR_METHODS
 from goclaw.gateway.scopes import ATTEMPT_METHODS, attempt_token, scope_of
 from goclaw.gateway.work import METHODS as OTHER_METHODS
 
@@ -58,7 +59,7 @@ async def test_a_token_opens_one_attempt_and_nothing_else(house: House) -> None:
         shown = answer["agentCapabilities"]["_meta"]["goclaw"]["attempt"]
         assert (shown["taskId"], shown["attempt"]) == (task["taskId"], task["attempt"])
         assert shown["methods"] == sorted(ATTEMPT_METHODS)
-        every = {**ACP_METHODS, **OTHER_METHODS, **WORKER_METHODS}
+        every = {**ACP_METHODS, **OTHER_METHODS, **OPERATOR_METHODS, **WORKER_METHODS}
         for method in sorted(set(every) - ATTEMPT_METHODS - {"initialize"}):
             error = await client.refused(method, {"sessionId": session, "pool": "p"})
             assert (error["code"], error["data"]["scope"]) == (-31013, scope_of(method)), method

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from goclaw.gateway import executors, handlers, work
+from goclaw.gateway import executors, handlers, operators, work
 from goclaw.gateway.scopes import ATTEMPT_METHODS, Scope, attempt_token, scope_of, task_of
 
 
 @pytest.mark.req("A-10")
 def test_every_method_has_a_scope() -> None:
-    methods = handlers.METHODS | work.METHODS | executors.METHODS
+    methods = handlers.METHODS | work.METHODS | operators.METHODS | executors.METHODS
     without = {method for method in methods if scope_of(method) is None}
     assert without == {"initialize"}
     assert scope_of("_goclaw/worker/claim") is Scope.WORKER

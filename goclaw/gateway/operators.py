@@ -1,0 +1,86 @@
+"""The methods of operators: dead letters, singly or all of one fingerprint.
+
+Owns their params and the shapes of their answers (PROTOCOL 2.8). Not in here: what a redrive or a
+drop does (``engine.dead_letters``).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+from goclaw.core import limits
+from goclaw.core.errors import InvalidParams
+from goclaw.engine.dead_letters import Verb
+from goclaw.gateway.connection import Connection, Handler, Later, Reply
+from goclaw.gateway.work import task_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from goclaw.core.decisions import Decision
+    from goclaw.core.records import Moved
+    from goclaw.gateway.params import Params
+
+__all__ = ["METHODS"]
+
+
+async def _move(verb: Verb, connection: Connection, params: Params) -> Later:
+    task_id, fingerprint = params.text_or_none("taskId"), _fingerprint(params)
+    if (task_id is None) == (fingerprint is None):
+        raise InvalidParams("Give a taskId or a fingerprint.", param="taskId")
+    after, most = params.cursor("after") or 0, params.page()
+    dry_run = params.flag("dryRun", False)
+    decide: Callable[[str], Decision] = functools.partial(connection.require, f"admin.{verb}")
+
+    async def moved() -> Reply:
+        letters = connection.engine.dead_letters
+        if task_id is not None:
+            return _moved(await letters.move(verb, task_id, decide=decide, dry_run=dry_run))
+        assert fingerprint is not None
+        return _moved(
+            await letters.move_all(
+                verb, fingerprint, decide=decide, after=after, limit=most, dry_run=dry_run
+            )
+        )
+
+    return Later(moved())
+
+
+def _moved(moved: Moved) -> Reply:
+    result: dict[str, Any] = {
+        "tasks": list(moved.tasks),
+        "skipped": [
+            {"taskId": task_id, "code": error.code, "message": str(error)}
+            for task_id, error in moved.skipped
+        ],
+    }
+    if moved.event_id is not None:
+        result["eventId"] = moved.event_id
+    if moved.following is not None:
+        result["next"] = str(moved.following)
+    return Reply(result)
+
+
+async def _admin_dlq(connection: Connection, params: Params) -> Reply:
+    verb = params.choice("verb", ("list",))
+    connection.require("admin.dlq", verb)
+    most = params.page()
+    found = await connection.engine.dead_letters.listed(
+        fingerprint=_fingerprint(params), before=params.cursor("after"), limit=most + 1
+    )
+    result: dict[str, Any] = {"tasks": [task_object(connection, row) for row in found[:most]]}
+    if len(found) > most:
+        result["next"] = str(found[most - 1]["tid"])
+    return Reply(result)
+
+
+def _fingerprint(params: Params) -> str | None:
+    return params.text_or_none("fingerprint", chars_max=limits.MESSAGE_CHARS_MAX)
+
+
+METHODS: Final[dict[str, Handler]] = {
+    "_goclaw/task/redrive": functools.partial(_move, Verb.REDRIVE),
+    "_goclaw/task/drop": functools.partial(_move, Verb.DROP),
+    "_goclaw/admin/dlq": _admin_dlq,
+}
