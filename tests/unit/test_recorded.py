@@ -47,8 +47,8 @@ def call(name: str, request: bytes = b"{}") -> Call:
     return Call("tool", name, request, EffectClass.IRREVERSIBLE, dispatch)
 
 
-def recorded(*rows: dict[str, Any], **signals: bytes) -> Recorded:
-    return Recorded(TASK, SESSION, effects=rows, signals=signals, repeatable={"sure"})
+def recorded(*rows: dict[str, Any]) -> Recorded:
+    return Recorded(TASK, SESSION, effects=rows, repeatable={"sure"})
 
 
 def answering(said: dict[str, Any]) -> Callable[[Stream], Awaitable[dict[str, Any]]]:
@@ -126,7 +126,9 @@ def test_a_model_is_never_asked() -> None:
 
 def test_sleeps_and_signals_are_over_at_once() -> None:
     sleep = sleep_call(86_400_000)
-    attempt = recorded(row(0, sleep.kind, sleep.name, sleep.request), go=b"1")
+    attempt = recorded(
+        row(0, sleep.kind, sleep.name, sleep.request), row(1, "signal", "go", b"{}", result=b"1")
+    )
 
     async def waits() -> bytes:
         await attempt.sleep(86_400_000)
