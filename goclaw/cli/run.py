@@ -37,6 +37,9 @@ WAITING: Final = 12
 
 _NOT_MADE: Final = ("denied", "rejected")
 
+_BY_ITSELF = frozenset({"sleep", "subtask", "rate_limited"})
+"""What a suspended run goes on from without anybody."""
+
 
 class _Waiting(Exception):
     """The run waits for somebody who is not here."""
@@ -135,7 +138,7 @@ class _Run:
             self._newline()
         assert self._prompted is not None
         held_up_by = self._prompted.turn.held_up_by
-        if held_up_by and held_up_by != "sleep":
+        if held_up_by and held_up_by not in _BY_ITSELF:
             asked = held_up_by == "approval" and self._interactive
             if not asked:
                 raise _Waiting

@@ -26,6 +26,7 @@ __all__ = [
     "Call",
     "CallOf",
     "CallResult",
+    "Child",
     "Done",
     "Effect",
     "Failed",
@@ -276,6 +277,14 @@ class ToolSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Child:
+    """A sub-task: the prompt of another run; ``brain`` None: the parent's."""
+
+    prompt: str
+    brain: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One effect that a brain asks for, with everything the journal needs to carry it out once.
 
@@ -301,6 +310,8 @@ class Call:
     cannot be told."""
     wait_ms: int | None = None
     """A durable wait: the attempt is parked that long, then ``dispatch`` answers (E-9)."""
+    child: Child | None = None
+    """A sub-task: the attempt is parked until that run has ended; ``dispatch`` is not called."""
     question: bool = False
     """A person is asked whatever the policy says."""
 

@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
     from goclaw.core.clock import Clock
     from goclaw.core.decisions import Decision
-    from goclaw.core.records import Stream, Task
+    from goclaw.core.records import Child, Stream, Task
     from goclaw.engine.gates import Gates
+    from goclaw.engine.subtasks import Subtasks
     from goclaw.store import Committed, Database
 
     _Row = dict[str, Any]
@@ -147,11 +148,12 @@ class Journal:
         cancelled: asyncio.Event,
         *,
         gates: Gates,
+        subtasks: Subtasks,
         effects: list[_Row],
         approvals: list[_Row],
     ) -> None:
         self.task = task
-        self.gates = gates
+        self.gates, self.subtasks = gates, subtasks
         self.cancelled = cancelled
         self._database, self._clock, self._token = database, clock, token
         self._rows = {row["ordinal"]: row for row in effects}
@@ -679,7 +681,12 @@ class _Entry:
         if call.wait_ms and not self._waited:
             raise Park("sleep", self.intent(), due_ms=call.wait_ms)
         try:
-            done = await call.dispatch(self.key, self._journal.cancelled)
+            if call.child is None:
+                done = await call.dispatch(self.key, self._journal.cancelled)
+            else:
+                done = await self._delegated(call.child)
+        except Park:
+            raise
         except Retryable as error:
             error.work = error.work or self._work
             await self._journal.apply(self._closed(EffectState.RETRYABLE))
@@ -700,6 +707,13 @@ class _Entry:
         faultpoint("before_result")
         await self._commit_result(done.output, int(done.failed))
         faultpoint("after_result")
+
+    async def _delegated(self, child: Child) -> Done:
+        """The end of a sub-task; until then the attempt is parked, and asks again after."""
+        done = await self._journal.subtasks.delegate(self._journal.task, child, self.key)
+        if done is None:
+            raise Park("subtask", [self._closed(EffectState.RETRYABLE)])
+        return done
 
     def _closed(self, state: EffectState) -> _Part:
         return self._journal.bind("effect_result", ordinal=self.ordinal, state=str(state), failed=0)

@@ -81,6 +81,7 @@ class Intake:
         interactive: bool,
         key: str | None = None,
         session_id: str | None = None,
+        parent_sid: int | None = None,
     ) -> Session:
         """A new session, or the one made before with the same key (IdempotencyConflict if it
         differed)."""
@@ -94,6 +95,7 @@ class Intake:
             salt=self._clock.random_bytes(16), cwd=cwd,
             weight=self._queue.interactive_weight if interactive else 1,
             roots=orjson.dumps(list(roots)).decode(), brain=brain, interactive=int(interactive),
+            parent_sid=parent_sid,
             now=self._clock.wall_ms(),
         )  # fmt: skip
         return await self.session_by_sid(committed.parts[0][0])
@@ -171,6 +173,7 @@ class Intake:
         origin: str,
         trace: str | None = None,
         decision: Decision | None = None,
+        parent_tid: int | None = None,
     ) -> Accepted:
         """A prompt becomes a task and the user's words become events, in one transaction."""
         body = {"prompt": blocks}
@@ -191,7 +194,7 @@ class Intake:
             client=client,
             origin=origin, trace=trace, decision=decision, words=words, on_unknown="tell_brain",
             parallel=False, priority=limits.PRIORITY, max_attempts=self._queue.max_attempts,
-            terms=_ANY_TIME,
+            terms=_ANY_TIME, parent_tid=parent_tid,
         )  # fmt: skip
 
     async def submit_tool(
@@ -281,6 +284,7 @@ class Intake:
         priority: int,
         max_attempts: int,
         terms: Terms,
+        parent_tid: int | None = None,
     ) -> Accepted:
         not_before, recurrence = self._begin(terms)
         await self.check_new(key, session.sid)
@@ -296,7 +300,7 @@ class Intake:
                 on_unknown=on_unknown, policy_version=self._policy_version(),
                 trace=trace or traceparent(self._clock), payload=payload, client=client,
                 origin=origin, not_before=not_before, timeout_ms=terms.timeout_ms,
-                deadline_at=terms.deadline_ms, unique_key=terms.unique,
+                deadline_at=terms.deadline_ms, unique_key=terms.unique, parent_tid=parent_tid,
                 session_limit=self._queue.session_limit, now=now,
             ),
             *(

@@ -36,10 +36,11 @@ from goclaw.engine.recovery import recover
 from goclaw.engine.scheduler import Scheduler
 from goclaw.engine.schedules import Schedules
 from goclaw.engine.settlement import Settlement
+from goclaw.engine.subtasks import Subtasks
 from goclaw.store import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Set
+    from collections.abc import Callable, MutableSet
 
     from goclaw.core.clock import Clock
     from goclaw.core.config import Config
@@ -71,7 +72,7 @@ class Engine:
         *,
         daemon_boot: str,
         policy_version: Callable[[], str],
-        only_sids: Set[int] | None = None,
+        only_sids: MutableSet[int] | None = None,
         call_of: CallOf | None = None,
     ) -> None:
         self.database, self.clock, self.config = database, clock, config
@@ -85,8 +86,12 @@ class Engine:
             policy_version=policy_version,
         )  # fmt: skip
         self.gates = Gates(database, clock, config.queue.gates, self._let_in)
+        self.subtasks = Subtasks(
+            database, clock, self.intake, cancel=self.cancel_task, on_session=self._take_up
+        )
+        self._only_sids = only_sids
         self.scheduler = Scheduler(
-            database, clock, config.queue, runner, f"lane:{daemon_boot}", self.gates,
+            database, clock, config.queue, runner, f"lane:{daemon_boot}", self.gates, self.subtasks,
             load_session=self._session_of, policy_version=policy_version, only_sids=only_sids,
         )  # fmt: skip
         self.settlement = Settlement(
@@ -114,6 +119,7 @@ class Engine:
         self.hub.observe(self.scheduler.observe)
         self.hub.observe(self.pools.observe)
         self.hub.observe(self.gates.observe)
+        self.hub.observe(self.subtasks.observe)
         self.hub.observe(self._schedules.observe)
         self.database.start(self.hub.publish)
         for state, count in await self.database.read("task_counts"):
@@ -123,12 +129,19 @@ class Engine:
             self.database, self.clock, self.config.queue, boot=boot_id(), system_sid=system.sid
         )
         await self.gates.start()
+        await self.subtasks.start()
 
     def open_lanes(self) -> None:
         """Let timers and lanes go; the last step before the daemon is ready."""
         self._schedules.start()
         self.scheduler.start()
         self.hub.open()
+
+    def _take_up(self, sid: int) -> None:
+        """A session of the engine's own making: its tasks run here, whoever's this daemon is."""
+        if self._only_sids is not None and sid not in self._only_sids:
+            self._only_sids.add(sid)
+            self.scheduler.look_again()
 
     def _let_in(self) -> None:
         self.scheduler.look_again()

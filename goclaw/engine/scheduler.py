@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from goclaw.core.config import QueueConfig
     from goclaw.core.records import Runner, Session
     from goclaw.engine.gates import Gates
+    from goclaw.engine.subtasks import Subtasks
     from goclaw.store import Committed, Database, Event
 
 __all__ = ["Scheduler"]
@@ -63,6 +64,7 @@ class Scheduler:
         runner: Runner,
         owner: str,
         gates: Gates,
+        subtasks: Subtasks,
         *,
         load_session: Callable[[int], Awaitable[Session]],
         policy_version: Callable[[], str],
@@ -70,7 +72,7 @@ class Scheduler:
     ) -> None:
         self._database, self._clock, self._queue, self._runner = database, clock, queue, runner
         self._owner, self._load_session, self._policy_version = owner, load_session, policy_version
-        self._only_sids, self._gates = only_sids, gates
+        self._only_sids, self._gates, self._subtasks = only_sids, gates, subtasks
         self._changes = 0
         self._idle: deque[asyncio.Future[None]] = deque()
         self._lanes: list[asyncio.Task[None]] = []
@@ -238,7 +240,14 @@ class Scheduler:
             trace or "", payload, key, client, origin, claim.policy_version, failures,
         )  # fmt: skip
         return LiveAttempt(
-            self._database, self._clock, self._queue, task, session, claim.token, self._gates
+            self._database,
+            self._clock,
+            self._queue,
+            task,
+            session,
+            claim.token,
+            self._gates,
+            self._subtasks,
         )
 
     async def _run(self, attempt: LiveAttempt) -> tuple[_Claim | None, LiveAttempt | None]:

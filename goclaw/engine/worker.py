@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from goclaw.core.decisions import Decision
     from goclaw.core.records import Call, CallResult, Runner, Session, Stream, Task
     from goclaw.engine.gates import Gates
+    from goclaw.engine.subtasks import Subtasks
     from goclaw.store import Database
 
     _Part = tuple[int, tuple[Any, ...]]
@@ -56,9 +57,10 @@ class LiveAttempt:
         session: Session,
         token: bytes,
         gates: Gates,
+        subtasks: Subtasks,
     ) -> None:
         self.task, self.session, self.token = task, session, token
-        self._gates = gates
+        self._gates, self._subtasks = gates, subtasks
         self.cancelled = asyncio.Event()
         self.ended_by: str | None = None
         """Why the attempt was stopped from outside: canceled, lease_lost, shutdown."""
@@ -107,7 +109,7 @@ class LiveAttempt:
                 )
             self._journal = Journal(
                 self._database, self._clock, self.task, self.token, self.cancelled,
-                gates=self._gates, effects=effects, approvals=approvals,
+                gates=self._gates, subtasks=self._subtasks, effects=effects, approvals=approvals,
             )  # fmt: skip
         return self._journal
 

@@ -91,8 +91,9 @@ resources = [
     { exact = "builtin/sha256" },
     { exact = "builtin/json-query" },
     { exact = "builtin/sleep" },
+    { exact = "builtin/delegate" },
 ]
-reason = "built-in skills can neither write nor reach the network"
+reason = "they can neither write nor reach the network; another run is decided about itself"
 
 # Naming these tools is free; what they do to files is decided below, as fs.read and fs.write.
 [[rule]]

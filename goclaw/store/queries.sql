@@ -195,7 +195,7 @@ SELECT 1 AS kind, 'approval.resolved' AS type,
 UPDATE approvals SET state = 'cancelled', answered_at = :now, answered_by = <<by>>
  WHERE tid = :tid AND state = 'open';
 
--- program: session_new sid_key hash session_id stream_id salt cwd roots brain interactive weight now
+-- program: session_new sid_key hash session_id stream_id salt cwd roots brain interactive weight parent_sid now
 -- A session, or the one that was made before with the same key.
 -- returns: sid session_id duplicate
 -- step: run
@@ -211,8 +211,8 @@ SELECT sid, session_id, 1 AS duplicate FROM sessions WHERE :dup_sid IS NOT NULL 
 INSERT INTO sessions (session_id, updated_at, salt, link, weight)
 VALUES (:session_id, :now, :salt, zeroblob(32), ifnull(:weight, 1)) RETURNING sid;
 -- step: run
-INSERT INTO session_info (sid, stream_id, cwd, roots, brain, interactive, created_at)
-VALUES (:sid, :stream_id, :cwd, :roots, :brain, :interactive, :now);
+INSERT INTO session_info (sid, stream_id, cwd, roots, brain, interactive, parent_sid, created_at)
+VALUES (:sid, :stream_id, :cwd, :roots, :brain, :interactive, :parent_sid, :now);
 -- step: run
 INSERT INTO submissions (sid, key, hash, tid, created_at)
 SELECT 0, :sid_key, :hash, :sid, :now WHERE :sid_key IS NOT NULL;
@@ -558,14 +558,15 @@ UPDATE tasks
 <<requeue CASE WHEN reason = 'approval' THEN NOT EXISTS (SELECT 1 FROM approvals AS a WHERE a.tid = :tid AND a.state = 'open') WHEN reason = 'effect_unknown' THEN :unknown_count = 0 WHEN reason = 'subtask' THEN NOT EXISTS (SELECT 1 FROM tasks AS c WHERE c.parent_tid = :tid AND c.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED')) ELSE EXISTS (SELECT 1 FROM signals AS g WHERE g.tid = :tid AND 'signal:' || g.name = reason) END | 'answered'>>
 <<leave>>
 
--- program: wake tid now_mono reason now
--- RETRY_WAIT or SUSPENDED to QUEUED: due (now_mono given), or answered (now_mono NULL).
+-- program: wake tid now_mono waits_for reason now
+-- RETRY_WAIT or SUSPENDED to QUEUED: due (now_mono given), or answered (now_mono NULL); with
+-- waits_for only what is SUSPENDED for that.
 -- returns: state event_id
 -- step: expect unknown_id
 <<task t.tid = :tid>>
 -- step: run
 SELECT :was AS state;
-<<requeue state IN ('RETRY_WAIT', 'SUSPENDED') AND (:now_mono IS NULL OR due_mono <= :now_mono) | :reason>>
+<<requeue state IN ('RETRY_WAIT', 'SUSPENDED') AND (:now_mono IS NULL OR due_mono <= :now_mono) AND (:waits_for IS NULL OR (state = 'SUSPENDED' AND reason = :waits_for)) | :reason>>
 
 -- program: reclaim tid token hash expired_mono spent crash_budget reason report now
 -- late
@@ -1449,8 +1450,22 @@ SELECT t.tid, t.task_id, t.sid, t.pool, t.state, t.dropped_at, s.open, i.deleted
 <<task_row t.state = 'DEAD_LETTER' AND t.dropped_at IS NULL AND t.tid < :before AND (:fingerprint IS NULL OR t.fingerprint = :fingerprint)>>
  ORDER BY t.tid DESC LIMIT :limit;
 
--- query: children_of tid
-SELECT tid, task_id, state FROM tasks WHERE parent_tid = :tid;
+-- query: open_children_of tid
+SELECT tid FROM tasks
+ WHERE parent_tid = :tid AND state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED') LIMIT 1;
+
+-- query: open_children
+SELECT c.task_id, t.tid, t.task_id AS parent_id, t.state
+  FROM tasks AS c INDEXED BY tasks_children JOIN tasks AS t ON t.tid = c.parent_tid
+ WHERE c.parent_tid IS NOT NULL AND c.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED');
+
+-- query: ancestors tid
+WITH RECURSIVE above (tid) AS (
+  SELECT parent_tid FROM tasks WHERE tid = :tid AND parent_tid IS NOT NULL
+   UNION ALL
+  SELECT t.parent_tid FROM tasks AS t JOIN above ON t.tid = above.tid
+   WHERE t.parent_tid IS NOT NULL)
+SELECT tid FROM above;
 
 -- Parents whose sub-tasks have all ended: a kill may have come before they were woken.
 -- query: parents_to_wake

@@ -1,4 +1,4 @@
-"""Tools that need nothing but the engine: sleep.
+"""Tools that need nothing but the engine: sleep, delegate.
 
 Owns their schemas. Not in here: WASM skills, which are built in too (``skills/builtin``).
 """
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from goclaw.core import limits
-from goclaw.core.records import Done, Tool
+from goclaw.core.records import Child, Done, Tool
 from goclaw.core.states import EffectClass
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping, Sequence
 
-__all__ = ["SLEEP", "Builtin", "sleep_ms"]
+__all__ = ["DELEGATE", "SLEEP", "Builtin", "child_of", "sleep_ms"]
 
 SLEEP: Final = Tool(
     name="sleep",
@@ -41,6 +41,35 @@ SLEEP: Final = Tool(
 )
 
 
+DELEGATE: Final = Tool(
+    name="delegate",
+    source="builtin",
+    description="Asks another run, in a session of its own, and waits for its end.",
+    input_schema={
+        "type": "object",
+        "required": ["prompt"],
+        "additionalProperties": False,
+        "properties": {
+            "prompt": {"type": "string", "minLength": 1, "description": "What it is asked."},
+            "brain": {
+                "type": "string",
+                "minLength": 1,
+                "description": "Who answers; this run's own brain unless one is named.",
+            },
+        },
+    },
+    effect_class=EffectClass.KEYED,  # its submission is known by the effect's key (E-6)
+    sandbox="none",
+)
+
+
+def child_of(tool: Tool, arguments: dict[str, Any]) -> Child | None:
+    """The sub-task that a call is; None when it is none."""
+    if tool is not DELEGATE:
+        return None
+    return Child(arguments["prompt"], arguments.get("brain"))
+
+
 def sleep_ms(tool: Tool, arguments: dict[str, Any]) -> int | None:
     """The durable wait before the tool answers, in milliseconds; None when it needs none."""
     return round(arguments["seconds"] * 1000) if tool is SLEEP else None
@@ -51,7 +80,7 @@ class Builtin:
 
     def tools(self) -> Sequence[Tool]:
         """See ToolSource."""
-        return (SLEEP,)
+        return (SLEEP, DELEGATE)
 
     async def run(
         self,
@@ -62,7 +91,8 @@ class Builtin:
         cancelled: asyncio.Event,
         files: Mapping[str, int],
     ) -> Done:
-        """See ToolSource. The wait itself is the journal's: this is its end."""
+        """See ToolSource. The wait itself is the journal's: this is its end. A sub-task is the
+        journal's altogether."""
         return Done(orjson.dumps({"slept": arguments["seconds"]}))
 
     async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:

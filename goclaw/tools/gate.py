@@ -21,7 +21,7 @@ from goclaw.core.errors import GoclawError, InvalidParams
 from goclaw.core.records import Call, Done
 from goclaw.core.states import EffectClass
 from goclaw.tools import files
-from goclaw.tools.builtin import sleep_ms
+from goclaw.tools.builtin import child_of, sleep_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -146,7 +146,7 @@ class Gate:
             announce=functools.partial(_announce, tool.kind, title, request, place),
             report=_report,
             probe=probe,
-            wait_ms=sleep_ms(tool, arguments),
+            wait_ms=sleep_ms(tool, arguments), child=child_of(tool, arguments),
         )  # fmt: skip
 
     async def _dispatch(

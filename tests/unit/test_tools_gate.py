@@ -201,7 +201,7 @@ def test_the_default_policy_lets_files_under_the_roots_be_read_and_no_others(
 @pytest.mark.parametrize(
     ("tool", "arguments", "sentence"),
     [
-        ("none", {}, "There is no tool 'none'; there are reader, sleep."),
+        ("none", {}, "There is no tool 'none'; there are delegate, reader, sleep."),
         ("reader", {"fiel": "a"}, "reader: 'fiel' is not known; known are file, key."),
         ("reader", {"file": ""}, "The path is empty, too long or holds a NUL. A path has 1 to"),
     ],

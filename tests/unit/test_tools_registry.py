@@ -48,7 +48,7 @@ def test_the_first_source_of_a_name_wins_and_the_clash_is_told() -> None:
     first = Source(tool("a", "project"), tool("sleep", "project"))
     registry = Registry([first, Source(tool("a", "installed"), tool("b", "installed"))])
     assert [(one.name, one.source) for one in registry.tools()] == [
-        ("a", "project"), ("b", "installed"), ("sleep", "project"),
+        ("a", "project"), ("b", "installed"), ("delegate", "builtin"), ("sleep", "project"),
     ]  # fmt: skip
     assert registry.clashes == (
         Clash("a", "project", "installed"),
