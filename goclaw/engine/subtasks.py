@@ -77,7 +77,8 @@ class Subtasks:
 
     async def delegate(self, task: Task, child: Child, key: str) -> Done | None:
         """What the child came to; None while it has not ended. Idempotent by ``key``."""
-        depth = len(await self._database.read("ancestors", tid=task.tid))
+        (above,) = await self._database.read("ancestors", tid=task.tid)
+        depth = sum(tid is not None for tid in above)
         if depth >= limits.DELEGATION_DEPTH_MAX:
             text = f"Runs may be {limits.DELEGATION_DEPTH_MAX} deep; this one is."
             return Done(orjson.dumps({"error": text, "code": "budget_exhausted"}), failed=True)

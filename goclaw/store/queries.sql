@@ -1459,13 +1459,11 @@ SELECT c.task_id, t.tid, t.task_id AS parent_id, t.state
   FROM tasks AS c INDEXED BY tasks_children JOIN tasks AS t ON t.tid = c.parent_tid
  WHERE c.parent_tid IS NOT NULL AND c.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED');
 
+-- As many generations as a run may be deep.
 -- query: ancestors tid
-WITH RECURSIVE above (tid) AS (
-  SELECT parent_tid FROM tasks WHERE tid = :tid AND parent_tid IS NOT NULL
-   UNION ALL
-  SELECT t.parent_tid FROM tasks AS t JOIN above ON t.tid = above.tid
-   WHERE t.parent_tid IS NOT NULL)
-SELECT tid FROM above;
+SELECT a.parent_tid, b.parent_tid AS grand_tid, c.parent_tid AS great_tid
+  FROM tasks AS a LEFT JOIN tasks AS b ON b.tid = a.parent_tid
+  LEFT JOIN tasks AS c ON c.tid = b.parent_tid WHERE a.tid = :tid;
 
 -- Parents whose sub-tasks have all ended: a kill may have come before they were woken.
 -- query: parents_to_wake

@@ -37,7 +37,6 @@ SCANS = {
     "h": "the ready heads, when a breaker opens",
     "w USING INDEX works_gated": "the kinds of work that have a gate",
     "works USING INDEX works_gated": "the same",
-    "above": "as many rows as runs are above one another",
     "c USING INDEX tasks_children": "sub-tasks that have not ended",
     "c USING COVERING INDEX tasks_children": "the same",
     "recovered": "what one start reclaimed",
