@@ -15,8 +15,10 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 import signal
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from goclaw.client.aio import Client, pause
@@ -619,8 +621,10 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 def _fault(attempt: _Attempt, error: BaseException) -> tuple[str, dict[str, Any]]:
     name = type(error).__name__
     _log.warning("%s: the handler raised", attempt.lease["taskId"], exc_info=error)
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" in {os.path.basename(frame.filename)}:{frame.name}" for frame in where)
     fault = _failed("worker_fault", f"{name}: {error}", retryable=True)
-    return "fail", {**fault, "fingerprint": name}
+    return "fail", {**fault, "fingerprint": f"{name}{place}"[: limits.ID_CHARS_MAX]}
 
 
 def _failed(code: str, error: object, *, retryable: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -52,9 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["External", "Held", "Intended", "Intent", "recorded"]
 
 T = TypeVar("T")
-
-_ASKED: Final = frozenset({EffectClass.IRREVERSIBLE, EffectClass.PROBEABLE})
-"""Classes of which nobody outside can say whether an effect of a worker happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +145,10 @@ class External:
         task = await self._database.read("task_by_tid", tid=held.tid)
         row = rows("task_by_tid", task)[0]
         if row["state"] == State.SUSPENDED and row["reason"] == "effect_unknown":
-            for ordinal, _, _ in await self._open_effects(held):
+            read = self._database.read
+            for (ordinal,) in await read("unknown_effect", tid=held.tid, token=held.token):
                 return _unknown(held, ordinal)
         return _lost(held.task_id)
-
-    async def _open_effects(self, held: Held) -> list[tuple[int, str, str]]:
-        """Ordinal, class and state of what this lease began and gave no answer for."""
-        found: list[Any] = await self._database.read("open_effects", tid=held.tid, token=held.token)
-        return found
 
     async def _effect(self, held: Held, ordinal: int) -> _Row | None:
         found = await self._database.read("worker_effect", tid=held.tid, ordinal=ordinal)
@@ -289,16 +282,12 @@ class External:
             **data,
         )
 
-    async def _park(self, held: Held, reason: str, detail: dict[str, Any]) -> Committed:
-        return await self._spoken(held, self._suspend(held, reason, detail, b""))
-
-    def _suspend(
-        self, held: Held, reason: str, detail: dict[str, Any], digest: bytes
-    ) -> asyncio.Future[Committed]:
-        return self._database.write(
-            "suspend", live=True, tid=held.tid, token=held.token, reason=reason, hash=digest,
+    async def _park(self, held: Held, reason: str, detail: dict[str, Any]) -> None:
+        parking = self._database.write(
+            "suspend", live=True, tid=held.tid, token=held.token, reason=reason, hash=b"",
             detail=orjson.dumps(detail).decode(), now=self._clock.wall_ms(),
         )  # fmt: skip
+        await self._spoken(held, parking)
 
     def result(
         self,
@@ -413,8 +402,8 @@ class External:
     ) -> asyncio.Future[tuple[str, int, int | None]]:
         """The attempt failed: state and event id, and for RETRY_WAIT how long that is.
 
-        A retryable failure that leaves an effect nobody can ask about suspends the task instead:
-        another attempt could not go past it (E-3). The same again: the same answer.
+        A retryable failure that leaves an effect nobody can ask about suspends the task: another
+        attempt could not go past it (E-3). The same again: the same answer.
         """
         digest = _digest(f"fail\0{code}\0{message}\0{retryable}\0{fingerprint}")
         arguments = {"code": code, "message": message[: limits.MESSAGE_CHARS_MAX]}
@@ -432,13 +421,6 @@ class External:
         fingerprint: str | None,
         digest: bytes,
     ) -> tuple[str, int, int | None]:
-        begun = await self._open_effects(held) if retryable else []
-        if any(state == EffectState.INTENT and kind in _ASKED for _, kind, state in begun):
-            committed = await self._spoken(
-                held, self._suspend(held, "effect_unknown", arguments, digest)
-            )
-            state, event_id = committed.parts[0]
-            return state, event_id, None
         task = await self._task(held)
         outcome = Failed(
             **arguments, retryable=retryable, retry_after_ms=retry_after_ms,

@@ -228,11 +228,17 @@ class Engine:
         return rows("task_by_id", found)[0]
 
     async def tasks(
-        self, *, sid: int | None, before: int | None, state: str | None, limit: int
+        self,
+        *,
+        sid: int | None,
+        pool: str | None = None,
+        before: int | None,
+        state: str | None,
+        limit: int,
     ) -> list[dict[str, Any]]:
         """Newest first; ``before`` is the tid of the last one of the page before."""
         found = await self.database.read(
-            "tasks_listed", sid=sid, before=before or (1 << 62), state=state, limit=limit
+            "tasks_listed", sid=sid, pool=pool, before=before or (1 << 62), state=state, limit=limit
         )
         return rows("tasks_listed", found)
 

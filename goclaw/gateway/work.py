@@ -290,11 +290,12 @@ async def _task_list(connection: Connection, params: Params) -> Reply:
     states: list[str | None] = list(dict.fromkeys(params.texts("states")))
     if not set(states) <= set(_STATES):
         raise InvalidParams(f"states are of {', '.join(_STATES)}.", param="states")
-    after, most = params.cursor("after"), params.page()
+    pool, after, most = params.text_or_none("pool"), params.cursor("after"), params.page()
     rows: list[dict[str, Any]] = []
     for state in states or [None]:
         rows += await connection.engine.tasks(
             sid=None if session is None else session.sid,
+            pool=pool,
             before=after,
             state=state,
             limit=most + 1,

@@ -1355,11 +1355,13 @@ SELECT t.tid, t.task_id, s.session_id, t.run_id, t.kind, t.pool, t.state, t.reas
 -- query: task_by_tid tid
 <<task_row t.tid = :tid>>;
 
--- Two ways in: all tasks newest first, or those of one session by its own index.
--- query: tasks_listed sid before state limit
-<<task_row :sid IS NULL AND t.tid < :before AND (:state IS NULL OR t.state = :state)>>
+-- Three ways in: all tasks newest first, those of one session, those of one pool.
+-- query: tasks_listed sid pool before state limit
+<<task_row :sid IS NULL AND :pool IS NULL AND t.tid < :before AND (:state IS NULL OR t.state = :state)>>
 UNION ALL
-<<task_row t.sid = :sid AND t.tid < :before AND (:state IS NULL OR t.state = :state)>>
+<<task_row t.sid = :sid AND (:pool IS NULL OR t.pool = :pool) AND t.tid < :before AND (:state IS NULL OR t.state = :state)>>
+UNION ALL
+<<task_row :sid IS NULL AND t.pool = :pool AND t.pool <> '' AND t.tid < :before AND (:state IS NULL OR t.state = :state)>>
  ORDER BY 1 DESC LIMIT :limit;
 
 -- query: task_counts
@@ -1495,10 +1497,10 @@ SELECT ordinal, kind, name, class, state, key, hash, created_at
 SELECT ordinal, kind, name, class, state, key, hash, created_at, request
   FROM effects WHERE tid = :tid AND ordinal = :ordinal;
 
--- Of one lease: what it began and gave no answer for.
--- query: open_effects tid token
-SELECT ordinal, class, state FROM effects
- WHERE tid = :tid AND token = :token AND state IN ('intent', 'unknown') ORDER BY ordinal;
+-- The first that this lease began and nobody knows of.
+-- query: unknown_effect tid token
+SELECT ordinal FROM effects
+ WHERE tid = :tid AND token = :token AND state = 'unknown' ORDER BY ordinal LIMIT 1;
 
 -- query: worker_effect tid ordinal
 SELECT name, class, state, hash, result, failed FROM effects

@@ -72,7 +72,7 @@ def test_effects_are_answered_from_the_journal(home: Path) -> None:
         assert (ended["state"], ended["error"]["code"]) == ("FAILED", "effect_failed")
         # A far side that took it and said nothing: nobody knows.
         parked = w.until(w.submit(["send", "y", {"reset": True}]), "SUSPENDED")
-        assert (parked["reason"], parked["failures"]) == ("effect_unknown", 0)
+        assert (parked["reason"], parked["failures"]) == ("effect_unknown", 1)
 
 
 @pytest.mark.req("A-10", "E-1")

@@ -233,6 +233,74 @@ async def test_bad_claims_and_submissions_are_named(house: House) -> None:
 
 
 @wire()
+@pytest.mark.req("W-11")
+async def test_tasks_are_listed_by_their_pool(house: House) -> None:
+    client = await house.unix()
+    session, other = await client.new_session(), await client.new_session()
+    expected: dict[tuple[str | None, str | None], set[str]] = {}
+    for place in (session, other):
+        for pool in ("p", "q", "p"):
+            task_id = await submit(client, place, pool=pool)
+            for key in ((None, pool), (place, pool), (None, None), (place, None)):
+                expected.setdefault(key, set()).add(task_id)
+    for (place_or_none, pool_or_none), tasks in expected.items():
+        params: dict[str, Any] = {"sessionId": place_or_none, "pool": pool_or_none, "limit": 2}
+        seen: list[str] = []
+        while params.get("after", "") is not None:
+            page = await client.call("_goclaw/task/list", params)
+            seen += [task["taskId"] for task in page["tasks"]]
+            params["after"] = page.get("next")
+        assert seen == sorted(tasks, reverse=True)
+    shown = await client.call("_goclaw/task/list", {"pool": "q", "states": ["RUNNING"]})
+    assert shown == {"tasks": []}
+    assert (await client.call("_goclaw/task/list", {"pool": "none"})) == {"tasks": []}
+    error = await client.refused("_goclaw/task/list", {"pool": 7})
+    assert error["code"] == -32602
+
+
+@wire(config=SHORT)
+@pytest.mark.req("Q-13", "E-3")
+async def test_a_time_out_leaves_an_unknown_effect_to_a_person(house: House) -> None:
+    client = await house.unix(**OPTED_IN)
+    task_id = await submit(client, await client.new_session(), timeoutMs=500)
+    (task,) = await claim(client)
+    go = await intent(client, task)
+    shown = await until(client, task_id, "SUSPENDED")
+    assert (shown["reason"], shown["error"]["code"]) == ("effect_unknown", "attempt_timeout")
+    error = await client.refused("_goclaw/worker/complete", lease(task, result=1))
+    assert error["code"] == -31015
+    settled = {"taskId": task_id, "ordinal": 0, "outcome": "done", "result": 5}
+    await client.call("_goclaw/effects/settle", settled)
+    (last,) = await claim(client)
+    assert await intent(client, last) == {
+        "go": False, "result": 5, "idempotencyKey": go["idempotencyKey"],
+    }  # fmt: skip
+
+
+@wire(config=dataclasses.replace(SHORT, queue=dataclasses.replace(SHORT.queue, crash_budget=1)))
+@pytest.mark.req("Q-5", "E-3")
+async def test_what_was_unknown_when_a_task_was_given_up_is_unknown_after_a_redrive(
+    house: House,
+) -> None:
+    client = await house.unix(**OPTED_IN)
+    task_id = await submit(client, await client.new_session())
+    (task,) = await claim(client)
+    await intent(client, task)
+    shown = await until(client, task_id, "DEAD_LETTER")
+    assert shown["reason"] == "crashes_exhausted"
+    error = await client.refused("_goclaw/worker/heartbeat", lease(task))
+    assert error["code"] == -31009
+    await client.call("_goclaw/task/redrive", {"taskId": task_id})
+    (again,) = await claim(client)
+    error = await client.refused(
+        "_goclaw/worker/effect", lease(again, ordinal=0, phase="intent", **CALL)
+    )
+    assert (error["code"], error["data"]["ordinal"]) == (-31015, 0)
+    shown = await state(client, task_id)
+    assert (shown["state"], shown["reason"]) == ("SUSPENDED", "effect_unknown")
+
+
+@wire()
 @pytest.mark.req("E-6", "W-6")
 async def test_a_submission_is_known_by_its_key(house: House) -> None:
     client = await house.unix()
@@ -416,7 +484,7 @@ async def test_an_unknown_effect_suspends_its_task(house: House) -> None:
             assert answer["state"] == "SUSPENDED"
             assert await client.call("_goclaw/worker/fail", word) == answer
         shown = await until(client, task_id, "SUSPENDED")
-        assert (shown["reason"], shown["failures"]) == ("effect_unknown", 0)
+        assert (shown["reason"], shown["failures"]) == ("effect_unknown", int(how == "fail"))
         for method, more in (
             ("heartbeat", {}),
             ("complete", {"result": 1}),

@@ -422,7 +422,7 @@ class Laws:
             seen = [(sid, *row) for row in events]
             if seen != session.log:
                 raise Broken(f"I-3: {_difference(session, seen)}")
-        everything = {"sid": None, "before": 1 << 62, "state": None, "limit": 1 << 30}
+        everything = {"sid": None, "pool": None, "before": 1 << 62, "state": None, "limit": 1 << 30}
         table = {row["tid"]: row for row in _rows(file, "tasks_listed", **everything)}
         hold(set(table) == set(self.tasks), "I-3", "tasks on disk:", sorted(table))
         for tid, task in self.tasks.items():
