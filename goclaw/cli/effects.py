@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from goclaw.cli import show
+from goclaw.cli import show, why
 from goclaw.cli.place import Place, home_of
 from goclaw.core.errors import UsageError
 
@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from goclaw.client import EffectInfo, SyncClient, TaskInfo
-    from goclaw.core.home import Home
+    from goclaw.client import EffectInfo, SyncClient
 
-__all__ = ["list_effects", "probe", "redo", "settle", "tell_unknown"]
+__all__ = ["list_effects", "probe", "redo", "settle"]
 
 
 def list_effects(options: argparse.Namespace) -> int:
@@ -66,23 +65,8 @@ def probe(options: argparse.Namespace) -> int:
     return _moved(options, lambda client: client.probe(options.task, options.effect))
 
 
-def tell_unknown(client: SyncClient, task: TaskInfo) -> None:
-    """Say what moves a task that waits because nobody knows whether an effect happened."""
-    if (task.state, task.reason) != ("SUSPENDED", "effect_unknown"):
-        return
-    for effect in client.effects(task.task_id):
-        if effect.state != "unknown":
-            continue
-        words = f"{task.task_id} {effect.ordinal}"
-        show.tell(f"Nobody knows whether effect {effect.ordinal} ({effect.name}) happened. Next:")
-        if effect.effect_class == "probeable":
-            show.tell(f"  goclaw effects probe {words}")
-        show.tell(f"  goclaw effects settle {words} done|not_done|fail")
-
-
 def _moved(options: argparse.Namespace, move: Callable[[SyncClient], EffectInfo]) -> int:
-    home = home_of(options)
-    with Place(home) as client:
+    with Place(home_of(options)) as client:
         effect = move(client)
         task = client.task(options.task)
         if options.json:
@@ -90,11 +74,5 @@ def _moved(options: argparse.Namespace, move: Callable[[SyncClient], EffectInfo]
         else:
             shown = show.one_line(effect.name)
             print(f"effect {effect.ordinal} ({shown}) is {effect.state}; the task is {task.state}")
-        tell_unknown(client, task)
-    _tell_idle(home, task)
+        why.tell(client, task)
     return 0
-
-
-def _tell_idle(home: Home, task: TaskInfo) -> None:
-    if task.state == "QUEUED" and home.read_daemon_json() is None:
-        show.tell("No daemon is running: `goclaw serve`, or a run in its session, goes on with it.")

@@ -30,6 +30,7 @@ _MORE: Final = """\
 what did it do last night?   goclaw task list; goclaw events SESSION
 what may it do, and why?     goclaw policy explain run/direct fs.read ./README.md
 who is waiting for me?       goclaw approvals list
+why does it not go on?       goclaw why TASK; goclaw dlq list
 
 Everything lies in GOCLAW_HOME (default ~/.goclaw). Exit codes: 0 done, 1 failed, 2 usage,
 3 config or policy refused, 4 home in use, 5 database refused, 6 listener failed, 10 denied,
@@ -119,6 +120,9 @@ def _look(verbs: Any) -> None:
     short = _verb(verbs, "cancel", "task:cancel", "cancel a task or a run")
     short.add_argument("id", metavar="ID", help="of a task or a run")
     _json(short, "the receipt as one object")
+    why = _verb(verbs, "why", "why", "why a task waits, is blocked, denied or dead; what moves it")
+    why.add_argument("task", metavar="TASK", help="its id")
+    _json(why, "state and reasons as one object")
     _effects(verbs)
     _dead_letters(verbs)
     events = _verb(verbs, "events", "events", "what happened in a session")

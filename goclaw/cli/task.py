@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from goclaw.cli import effects, show
+from goclaw.cli import show, why
 from goclaw.cli.place import Place, home_of
 from goclaw.core.errors import UsageError
 from goclaw.core.states import State
@@ -48,7 +48,7 @@ def show_task(options: argparse.Namespace) -> int:
             show.json_line(task.json)
         else:
             show.pairs(task.json)
-            effects.tell_unknown(client, task)
+            why.tell(client, task)
     return 0
 
 

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from goclaw.client.blocking import SyncClient
     from goclaw.client.records import (
         Approval,
+        Because,
         EffectInfo,
         Event,
         EventPage,
+        Explained,
         Moved,
         PromptResult,
         Receipt,
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Approval",
+    "Because",
     "Client",
     "EffectInfo",
     "Event",
     "EventPage",
+    "Explained",
     "Moved",
     "PromptResult",
     "Receipt",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from goclaw.client.records import (
         EffectInfo,
         EventPage,
+        Explained,
         Moved,
         Receipt,
         SessionInfo,
@@ -309,6 +310,10 @@ class Client:
     async def cancel(self, some_id: str) -> Receipt:
         """Cancel a task or a run by its id."""
         return await self.ask(asks.cancel(some_id))
+
+    async def why(self, task_id: str) -> Explained:
+        """Why a task waits, is blocked, denied or dead, and which command moves it; UnknownId."""
+        return await self.ask(asks.why(task_id))
 
     async def dead_letters(self, fingerprint: str | None = None) -> list[TaskInfo]:
         """Tasks that were given up, newest first; of one fingerprint or all."""

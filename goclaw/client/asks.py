@@ -11,6 +11,7 @@ from goclaw.client.records import (
     Approval,
     EffectInfo,
     EventPage,
+    Explained,
     Moved,
     Receipt,
     SessionInfo,
@@ -47,6 +48,7 @@ __all__ = [
     "subscribe",
     "task",
     "tasks",
+    "why",
 ]
 
 T = TypeVar("T")
@@ -154,6 +156,11 @@ def cancel(some_id: str) -> Ask[Receipt]:
     if some_id.startswith("run_"):
         return Ask("_goclaw/run/cancel", {"runId": some_id}, Receipt.read)
     return Ask("_goclaw/task/cancel", {"taskId": some_id}, Receipt.read)
+
+
+def why(task_id: str) -> Ask[Explained]:
+    """Why a task waits, and what moves it."""
+    return Ask("_goclaw/task/why", {"taskId": task_id}, Explained.read)
 
 
 def dead_letters(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from goclaw.client.records import (
         EffectInfo,
         EventPage,
+        Explained,
         Moved,
         Receipt,
         SessionInfo,
@@ -171,6 +172,10 @@ class SyncClient:
     def cancel(self, some_id: str) -> Receipt:
         """Cancel a task or a run by its id."""
         return self.ask(asks.cancel(some_id))
+
+    def why(self, task_id: str) -> Explained:
+        """Why a task waits, is blocked, denied or dead, and which command moves it; UnknownId."""
+        return self.ask(asks.why(task_id))
 
     def dead_letters(self, fingerprint: str | None = None) -> list[TaskInfo]:
         """Tasks that were given up, newest first; of one fingerprint or all."""

@@ -15,9 +15,11 @@ from goclaw.core.clock import rfc3339
 
 __all__ = [
     "Approval",
+    "Because",
     "EffectInfo",
     "Event",
     "EventPage",
+    "Explained",
     "Moved",
     "PromptResult",
     "Receipt",
@@ -212,6 +214,34 @@ class Receipt:
     def read(cls, result: dict[str, Any]) -> Receipt:
         """The result of task/cancel and run/cancel."""
         return cls(str(result["outcome"]), tuple(result.get("effectsDone", ())))
+
+
+@dataclass(frozen=True, slots=True)
+class Because:
+    """One reason why a task is where it is; ``until`` RFC 3339, ``command`` what moves it."""
+
+    code: str
+    text: str
+    until: str | None
+    command: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Why a task is where it is; ``json`` is the object of `goclaw why --json`."""
+
+    state: str
+    because: tuple[Because, ...]
+    json: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> Explained:
+        """The result of task/why."""
+        because = tuple(
+            Because(str(one["code"]), str(one["text"]), one.get("until"), one.get("command"))
+            for one in value["because"]
+        )
+        return cls(str(value["state"]), because, value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ BREAKER_PROBE_MS: Final = 10_000  # until the first probe; doubled after each th
 BREAKER_PROBE_MS_MAX: Final = 600_000  # a far side that is back is noticed within ten minutes
 GATE_WAIT_MS: Final = 1_000  # a call inside a run that found its tool's bound used up looks again
 GATES_MAX: Final = 1_000  # kinds of work with a bound in config.toml
+POOLS_MAX: Final = 1_000  # pools of which it is known when a worker last asked
 GATE_LINES_MAX: Final = 256  # lines let in at one look, so that a wide gate blocks nobody
 MISFIRE_GRACE_MS: Final = 60_000  # an occurrence this late was missed
 TIMEOUT_MS_MAX: Final = 30 * DAY_MS  # of an attempt, within event retention
@@ -40,6 +41,9 @@ CALENDAR_MS_MAX: Final = 100 * 366 * DAY_MS  # how far ahead a task may be put o
 PROMPT_PARTS_MAX: Final = 1_000  # events of a user's words: they commit in one transaction
 SESSION_TASKS_MAX: Final = 1_000  # non-terminal tasks of one session
 TOTAL_TASKS_MAX: Final = 1_000_000  # non-terminal tasks in all
+COUNTED_MAX: Final = (
+    1_000  # tasks before another, when somebody asks: beyond it the sum says little
+)
 TASKS_MAX: Final = 100_000_000  # the most either bound may be raised to (benches queue 10 million)
 STOP_RETRY_MS: Final = 200  # between two tries of an attempt's last word while the daemon stops
 FULL_RETRY_MS: Final = 1_000  # a full queue asks to be tried again after this
@@ -71,6 +75,7 @@ PATH_CHARS_MAX: Final = 4_096  # PATH_MAX of Linux
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux without its final zero
 ID_CHARS_MAX: Final = 256  # id of a JSON-RPC request: kept while in flight, echoed in its answer
 LABEL_CHARS_MAX: Final = 2_000  # subject, action and resource of a decision
+SAID_CHARS_MAX: Final = 200  # of an error or a name inside a sentence
 MESSAGE_CHARS_MAX: Final = 4_000  # of an error in a task's events; six bytes of JSON each at most
 
 # -- store -------------------------------------------------------------------------------------

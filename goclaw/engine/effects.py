@@ -275,7 +275,8 @@ class Journal:
             verdict = entry.verdict()
             if verdict is Verdict.DENY:
                 decision = entry.call.decision
-                parts += entry.refuse("denied", "" if decision is None else decision.reason)
+                assert decision is not None
+                parts += entry.refuse("denied", decision.reason, rule=decision.rule_id)
             elif verdict is Verdict.ASK:
                 approval = self.approval(entry.ordinal, entry.digest)
                 if approval is None:
@@ -352,7 +353,11 @@ class Journal:
         if any(waits):
             for entry in entries:
                 await entry.leave_gate(well=False)
-            raise Park("rate_limited", due_ms=max(wait or 0 for wait in waits))
+            works = dict.fromkeys(
+                entry.work for entry, wait in zip(entries, waits, strict=True) if wait
+            )
+            due_ms = max(wait or 0 for wait in waits)
+            raise Park("rate_limited", due_ms=due_ms, detail={"works": list(works)})
 
     async def _intend_each(self, entries: list[_Entry]) -> None:
         """One of the intents has the key of another call: it is refused, the others are made."""
@@ -569,9 +574,12 @@ class _Entry:
         update = {_UPDATE: "tool_call_update", "toolCallId": self.call_id, "status": status}
         return [journal.update(update)] if status == "in_progress" else []
 
-    def refuse(self, status: str, why: str, code: str | None = None) -> list[_Part]:
+    def refuse(
+        self, status: str, why: str, code: str | None = None, *, rule: str | None = None
+    ) -> list[_Part]:
         """Record that the call was not made, so that every later attempt says the same."""
-        output = orjson.dumps({"error": why, "code": code or status})
+        said = {"error": why, "code": code or status}
+        output = orjson.dumps(said if rule is None else {**said, "rule": rule})
         self.result = self._result(output, STATUSES.index(status))
         parts = [*self._journal.audit(*self.call.decisions), *self._shown("pending")]
         return [*parts, *self._recorded(output, STATUSES.index(status))]
@@ -651,7 +659,7 @@ class _Entry:
         """Milliseconds to wait at the tool's gate, None when the call may begin."""
         if self.call.kind != "tool":
             return None
-        wait_ms = await self._journal.gates.pass_call(self._work)
+        wait_ms = await self._journal.gates.pass_call(self.work)
         self._at_gate = wait_ms is None
         return wait_ms
 
@@ -659,10 +667,11 @@ class _Entry:
         """The call has ended, or will not begin; idempotent."""
         if self._at_gate:
             self._at_gate = False
-            await self._journal.gates.left(self._work, well=well)
+            await self._journal.gates.left(self.work, well=well)
 
     @property
-    def _work(self) -> str:
+    def work(self) -> str:
+        """The kind of work that the call is."""
         return f"tool:{self.call.name}"
 
     # -- dispatch and result -------------------------------------------------------------------
@@ -688,7 +697,7 @@ class _Entry:
         except Park:
             raise
         except Retryable as error:
-            error.work = error.work or self._work
+            error.work = error.work or self.work
             await self._journal.apply(self._closed(EffectState.RETRYABLE))
             raise
         except asyncio.CancelledError as error:
@@ -768,4 +777,4 @@ class _Entry:
     def _no_answer(self, error: BaseException) -> Retryable:
         name = self.call.name
         text = f"{name}: {error}"
-        return Retryable("no_answer", text, fingerprint=f"no_answer:{name}", work=self._work)
+        return Retryable("no_answer", text, fingerprint=f"no_answer:{name}", work=self.work)

@@ -73,6 +73,7 @@ class Pools:
         self._looking: asyncio.Task[None] | None = None
         self._giving: set[asyncio.Future[Committed]] = set()
         self._closed = False
+        self._asked: dict[str, int] = {}  # by pool: when a worker last did, the latest last
 
     # -- what commits tell ---------------------------------------------------------------------
 
@@ -137,6 +138,7 @@ class Pools:
         until_ms = self._clock.mono_ms() + wait_ms
         while True:
             self._check_open()
+            self._note(pool)
             seen = self._changes
             if await self._ready([pool]):
                 leases = await self._take(pool, most, owner, decision)
@@ -146,6 +148,17 @@ class Pools:
             if left_ms <= 0:
                 return []
             await self._news(pool, seen, left_ms)
+
+    def asked(self, pool: str) -> tuple[bool, int | None]:
+        """Is a worker waiting for work of the pool, and when (monotonic) has one last asked? None
+        when none has since the start, or long before many of other pools."""
+        return bool(self._waiting.get(pool)), self._asked.get(pool)
+
+    def _note(self, pool: str) -> None:
+        self._asked.pop(pool, None)
+        self._asked[pool] = self._clock.mono_ms()
+        if len(self._asked) > limits.POOLS_MAX:
+            del self._asked[next(iter(self._asked))]
 
     async def _news(self, pool: str, seen: int, wait_ms: int) -> None:
         """Wait for a change since ``seen`` that concerns the pool, or for the time to be up."""

@@ -37,6 +37,7 @@ from goclaw.engine.scheduler import Scheduler
 from goclaw.engine.schedules import Schedules
 from goclaw.engine.settlement import Settlement
 from goclaw.engine.subtasks import Subtasks
+from goclaw.engine.why import Why
 from goclaw.store import rows
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Engine:
             database, clock, config.queue, policy_version=policy_version,
             remember=self.external.remember,
         )  # fmt: skip
+        self.why = Why(database, clock, self.scheduler, self.pools)
         self._schedules = Schedules(
             database, clock, config.queue, self.gates, self.approvals.expire
         )

@@ -95,6 +95,29 @@ class Scheduler:
         """True while an attempt of the task holds a lane."""
         return any(attempt.task.tid == tid for attempt in self.live.values())
 
+    @property
+    def lanes(self) -> int:
+        """How many there are."""
+        return self._queue.lanes
+
+    @property
+    def aging_factor(self) -> int:
+        """Claims per level until a head that they passed is due (Q-8)."""
+        return self._queue.aging_factor
+
+    def hindrance(self, sid: int, *, prompt: bool) -> str | None:
+        """Why no lane takes a head of that session now: no_daemon (this one runs the sessions of
+        its own clients only), shutting_down, lanes_busy, lanes_reserved; None when one will."""
+        if self._only_sids is not None and sid not in self._only_sids:
+            return "no_daemon"
+        if self._stopping:
+            return "shutting_down"
+        if len(self.live) >= self._queue.lanes:
+            return "lanes_busy"
+        if self._only_sids is None and not prompt and not self._has_room():
+            return "lanes_reserved"
+        return None
+
     def start(self) -> None:
         """Open the lanes."""
         self._lanes = [

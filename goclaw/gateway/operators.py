@@ -1,7 +1,7 @@
-"""The methods of operators: dead letters, singly or all of one fingerprint.
+"""The methods of operators: why a task waits, and dead letters, singly or all of one fingerprint.
 
 Owns their params and the shapes of their answers (PROTOCOL 2.8). Not in here: what a redrive or a
-drop does (``engine.dead_letters``).
+drop does (``engine.dead_letters``), the reasons (``engine.why``).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from goclaw.core import limits
+from goclaw.core.clock import rfc3339
 from goclaw.core.errors import InvalidParams
 from goclaw.engine.dead_letters import Verb
 from goclaw.gateway.connection import Connection, Handler, Later, Reply
@@ -20,9 +21,24 @@ if TYPE_CHECKING:
 
     from goclaw.core.decisions import Decision
     from goclaw.core.records import Moved
+    from goclaw.engine.why import Because
     from goclaw.gateway.params import Params
 
 __all__ = ["METHODS"]
+
+
+async def _why(connection: Connection, params: Params) -> Reply:
+    state, because = await connection.engine.why.explain(params.text("taskId"))
+    return Reply({"state": state, "because": [_because(one) for one in because]})
+
+
+def _because(one: Because) -> dict[str, Any]:
+    found = {"code": one.code, "text": one.text}
+    if one.until_ms is not None:
+        found["until"] = rfc3339(one.until_ms)
+    if one.command is not None:
+        found["command"] = one.command
+    return found
 
 
 async def _move(verb: Verb, connection: Connection, params: Params) -> Later:
@@ -80,6 +96,7 @@ def _fingerprint(params: Params) -> str | None:
 
 
 METHODS: Final[dict[str, Handler]] = {
+    "_goclaw/task/why": _why,
     "_goclaw/task/redrive": functools.partial(_move, Verb.REDRIVE),
     "_goclaw/task/drop": functools.partial(_move, Verb.DROP),
     "_goclaw/admin/dlq": _admin_dlq,

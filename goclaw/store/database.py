@@ -13,7 +13,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import apsw
 
@@ -44,6 +44,8 @@ __all__ = [
     "open_database",
     "rows",
 ]
+
+T = TypeVar("T")
 
 NAME: Final = "goclaw.db"
 _MEND: Final = "Put a whole copy in its place, or move it and its -wal away to begin anew."
@@ -376,6 +378,17 @@ class Database:
     async def in_reader(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` (which may call ``fetch``) on a reader thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+    async def snapshot(self, work: Callable[[], T]) -> T:
+        """Run ``work`` (which may call ``fetch``) on a reader thread: all it reads is of one
+        moment, so it is to be short."""
+
+        def whole() -> T:
+            with self._connection():
+                found = work()
+            return found
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, whole)
 
     # -- state ---------------------------------------------------------------------------------
 

@@ -1448,6 +1448,69 @@ SELECT t.tid, t.task_id, t.sid, t.pool, t.state, t.dropped_at, s.open, i.deleted
 <<given_up t.state = 'DEAD_LETTER' AND t.dropped_at IS NULL AND t.fingerprint = :fingerprint AND t.tid > :after>>
  ORDER BY t.tid LIMIT :limit;
 
+-- All that decides when a task goes on. head, stalled: whose place those of its line are (Q-14).
+-- fragment: why condition
+SELECT t.tid, t.task_id, t.sid, t.kind, t.pool, t.state, t.reason, t.attempt, t.failures, t.crashes,
+       t.max_attempts, t.lease_owner, t.lease_until_mono, t.timeout_mono, t.due_mono, t.due_at,
+       t.deadline_at, t.held, t.line, t.seq, t.rank, t.fingerprint, t.dropped_at, t.end_event, t.wid,
+       w.work, s.turn, r.error, c.cron, c.zone, h.tid AS head, h.start, h.tie, h.ready_at,
+       h.passed_at, g.tid AS stalled, g.ripe
+  FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid LEFT JOIN works AS w ON w.wid = t.wid
+  LEFT JOIN heads AS h ON h.sid = t.sid AND h.line = t.line
+  LEFT JOIN stalled AS g ON g.sid = t.sid AND g.line = t.line
+  LEFT JOIN schedules AS c ON c.tid = t.tid LEFT JOIN task_results AS r ON r.tid = t.tid
+ WHERE <<condition>>;
+
+-- query: why_task task_id
+<<why t.task_id = :task_id>>
+
+-- query: why_task_by_tid tid
+<<why t.tid = :tid>>
+
+-- How many go before a task: of its line, of the ready ones of its pool, of those at its gate.
+-- query: why_line sid line seq limit
+SELECT count(*) FROM (SELECT 1 FROM tasks INDEXED BY tasks_line
+                       WHERE sid = :sid AND line = :line AND state = 'QUEUED' AND held = 0
+                         AND seq < :seq LIMIT :limit);
+
+-- query: why_ready pool rank start tie ready_at tid limit
+SELECT count(*) FROM (SELECT 1 FROM heads
+                       WHERE pool = :pool AND (rank, start, tie, ready_at, tid)
+                                              < (:rank, :start, :tie, :ready_at, :tid)
+                       LIMIT :limit);
+
+-- query: why_gate wid ripe sid line limit
+SELECT count(*) FROM (SELECT 1 FROM stalled
+                       WHERE wid = :wid AND (ripe, sid, line) < (:ripe, :sid, :line) LIMIT :limit);
+
+-- query: why_level pool rank
+SELECT l.passed, (SELECT h.rank FROM heads AS h WHERE h.pool = :pool ORDER BY h.rank LIMIT 1)
+  FROM levels AS l WHERE l.pool = :pool AND l.rank = :rank;
+
+-- query: why_work work
+SELECT wid, work, most, burst, tokens, refill_mono, broken, probe_mono FROM works
+ WHERE work = :work;
+
+-- query: why_under_way wid
+SELECT (SELECT count(*) FROM tasks WHERE wid = :wid AND state = 'RUNNING'),
+       (SELECT count(*) FROM heads WHERE gate = :wid);
+
+-- query: why_approvals tid limit
+SELECT approval_id, request, expires_at FROM approvals
+ WHERE tid = :tid AND state = 'open' ORDER BY ordinal LIMIT :limit;
+
+-- query: why_event sid event_id
+SELECT payload FROM events WHERE sid = :sid AND event_id = :event_id;
+
+-- query: effects_in_state tid state limit
+SELECT ordinal, name, class FROM effects
+ WHERE tid = :tid AND state = :state ORDER BY ordinal LIMIT :limit;
+
+-- Calls that were not made: denied (2) or rejected (3).
+-- query: effects_refused tid limit
+SELECT ordinal, name, failed, result FROM effects
+ WHERE tid = :tid AND failed IN (2, 3) ORDER BY ordinal LIMIT :limit;
+
 -- query: dead_letters before fingerprint limit
 <<task_row t.state = 'DEAD_LETTER' AND t.dropped_at IS NULL AND t.tid < :before AND (:fingerprint IS NULL OR t.fingerprint = :fingerprint)>>
  ORDER BY t.tid DESC LIMIT :limit;
