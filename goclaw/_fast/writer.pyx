@@ -151,6 +151,7 @@ cdef struct Event:
 
 cdef struct Step:
     char *sql
+    Step *same                 # an earlier step with this text, whose statement is this one's too
     int writes
     sqlite3_stmt *statement
     int mode
@@ -384,7 +385,10 @@ cdef int open_handle(Core *core) noexcept nogil:
         for i in range(core.programs_count):
             for k in range(core.programs[i].steps_count):
                 step = &core.programs[i].steps[k]
-                rc = prepare(core, step.sql, &step.statement)
+                if step.same != NULL:
+                    step.statement = step.same.statement
+                else:
+                    rc = prepare(core, step.sql, &step.statement)
                 if rc != GC_OK:
                     break
                 step.writes = not gc_stmt_readonly(step.statement) or step.mode == EMIT
@@ -420,7 +424,10 @@ cdef void close_handle(Core *core) noexcept nogil:
     cdef int i, k
     for i in range(core.programs_count):
         for k in range(core.programs[i].steps_count):
-            drop(&core.programs[i].steps[k].statement)
+            if core.programs[i].steps[k].same != NULL:
+                core.programs[i].steps[k].statement = NULL
+            else:
+                drop(&core.programs[i].steps[k].statement)
     drop(&core.begin)
     drop(&core.commit)
     drop(&core.rollback)
@@ -970,7 +977,8 @@ cdef class Writer:
     cdef _load(self, list programs):
         cdef Core *core = self.core
         cdef Program *program
-        cdef int i, k
+        cdef int i, k, at, step
+        first = {}  # fragments are parts of many programs: half of all texts come again
         core.programs = <Program *>zeroed(len(programs), sizeof(Program))
         core.programs_count = <int>len(programs)
         for i, (name, parameters, steps, _returns, late) in enumerate(programs):
@@ -984,6 +992,9 @@ cdef class Writer:
                 program.steps[k].mode = mode
                 program.steps[k].skip = skip
                 program.steps[k].sql = keep(sql)
+                at, step = first.setdefault(sql, (i, k))
+                if (at, step) != (i, k):
+                    program.steps[k].same = &core.programs[at].steps[step]
                 if code is not None:
                     if code not in self.codes:
                         self.codes.append(code)
