@@ -90,6 +90,15 @@ class Task:
     open_approvals: set[str] = field(default_factory=set)
     signals: set[str] = field(default_factory=set)
 
+    @property
+    def nobody_knows(self) -> bool:
+        """It waits for a person, for an effect that only a person can settle."""
+        return self.on_unknown == "suspend" and any(
+            effect.state in (EffectState.UNKNOWN, EffectState.INTENT)
+            and (effect.effect_class == "irreversible" or self.pool != "")
+            for effect in self.effects.values()
+        )
+
 
 @dataclass(slots=True)
 class Session:
@@ -362,14 +371,17 @@ class Laws:
             hold(target == State.FAILED, "Q-7", "not retryable, and", target)
             return
         task.failures += 1
+        hold(fields["failures"] == task.failures, "Q-5", "failures", fields["failures"])
+        if target == State.SUSPENDED:
+            hold(task.nobody_knows, "E-3", "suspended, and everything is known", task.task_id)
         same = given["fingerprint"] == task.fingerprint
         task.repeats = task.repeats + 1 if same else 1
         poison = given["fingerprint"] is not None and same and task.repeats >= self.poison
         dead = poison or task.failures >= task.max_attempts
-        hold((target == State.DEAD_LETTER) == dead, "Q-5", target, "at", task.failures)
-        hold(target in (State.DEAD_LETTER, State.RETRY_WAIT), "Q-7", target)
-        hold(fields["failures"] == task.failures, "Q-5", "failures", fields["failures"])
         task.fingerprint = given["fingerprint"]
+        if target != State.SUSPENDED:
+            hold((target == State.DEAD_LETTER) == dead, "Q-5", target, "at", task.failures)
+            hold(target in (State.DEAD_LETTER, State.RETRY_WAIT), "Q-7", target)
 
     def _effect(self, task: Task, kind: str, fields: dict[str, Any], parts: list[Part]) -> None:
         """The journal (E-1 to E-5)."""

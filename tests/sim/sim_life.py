@@ -19,6 +19,7 @@ from engine_support import Stuck, VirtualLoop
 from sim_laws import Broken, Part
 
 from goclaw import _fast
+from goclaw._pure import writer as twin
 from goclaw.core import faults
 from goclaw.engine import runtime
 from goclaw.store import database_files
@@ -32,6 +33,30 @@ if TYPE_CHECKING:
     from sim_laws import Laws
 
     from goclaw.store import Database
+
+
+class Remembered:
+    """What the twin works out of its programs at every start, kept for the next life: the texts and
+    the schema are the same. It would be half of a story's time."""
+
+    def __init__(self) -> None:
+        self._described: dict[str, Any] = {}
+        self._written: dict[Any, Any] = {}
+        self._plain = twin.Writer._describe, twin._written
+
+    def describe(self, writer: Any, sql: str) -> Any:
+        if sql not in self._described:
+            self._described[sql] = self._plain[0](writer, sql)
+        return self._described[sql]
+
+    def written(self, parameters: Any, steps: list[Any], returns: Any) -> Any:
+        about = parameters, returns, tuple((step.mode, step.sql, step.skip) for step in steps)
+        if about not in self._written:
+            self._written[about] = self._plain[1](parameters, steps, returns)
+        return self._written[about]
+
+
+REMEMBERED = Remembered()
 
 
 class Killed(SystemExit):
@@ -252,6 +277,9 @@ class _Lines(logging.Handler):
 def installed(life: Life, kernel_boot: str) -> Iterator[None]:
     """The world as this life finds it: its writer, its fault points, its machine, its log."""
     saved = _fast.open_writer, runtime.boot_id, faults._armed, faults._strike
+    plain = twin.Writer._describe, twin._written
+    twin.Writer._describe = lambda *given: REMEMBERED.describe(*given)
+    twin._written = REMEMBERED.written
     log, lines = logging.getLogger("goclaw"), _Lines(life)
     quiet = log.propagate, log.level
     _fast.open_writer, runtime.boot_id = life.open_writer, lambda: kernel_boot
@@ -263,6 +291,7 @@ def installed(life: Life, kernel_boot: str) -> Iterator[None]:
         yield
     finally:
         _fast.open_writer, runtime.boot_id, faults._armed, faults._strike = saved
+        twin.Writer._describe, twin._written = plain
         log.removeHandler(lines)
         log.propagate = quiet[0]
         log.setLevel(quiet[1])

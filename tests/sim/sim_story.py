@@ -202,11 +202,8 @@ class Story:
     async def _storm(self, world: World) -> None:
         crowd = [self._client(world, number) for number in range(self.chance.choice((2, 3, 4)))]
         crowd += [worker.work(world) for worker in self.workers]
-        people = [asyncio.ensure_future(one) for one in crowd]
+        people = [asyncio.ensure_future(self._surprised(one)) for one in crowd]
         await asyncio.wait(people, timeout=self.chance.choice((0.2, 0.5, 1.0)))
-        for one in people:
-            if one.done():
-                one.result()
         end = self.chance.choice(("stop", "kill", "calm" if self._last_storm else "kill"))
         if end == "kill":
             self.life.kill("the end of a chapter")
@@ -262,6 +259,14 @@ class Story:
             connection.close()
 
     # -- people ----------------------------------------------------------------------------------
+
+    async def _surprised(self, somebody: Awaitable[None]) -> None:
+        """Nobody outside gets an answer that the contract does not name."""
+        try:
+            await somebody
+        except Exception as error:
+            if not self.life.dead:
+                raise Broken(f"{type(error).__name__}: {error}") from error
 
     async def _client(self, world: World, number: int) -> None:
         for _ in range(self.chance.choice((3, 6, 10))):
@@ -427,7 +432,9 @@ class Story:
     async def _calm(self, world: World) -> None:
         """No more faults: all work ends within lease, backoff cap and its own time."""
         began = self.clock.mono_ms()
-        crew = [asyncio.ensure_future(worker.work(world)) for worker in self.workers]
+        crew = [
+            asyncio.ensure_future(self._surprised(worker.work(world))) for worker in self.workers
+        ]
         for errand in self.errands:
             await self._submit_at_last(world, errand)
         open_tasks = [task for task in self.laws.tasks.values() if task.state not in TERMINAL]

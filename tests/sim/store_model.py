@@ -433,6 +433,10 @@ class Model:
 
     def signal(self, given: dict[str, Any], answer: Answer) -> str | None:
         task = self.tasks[given["tid"]]
+        known = given["name"] in task.signals
+        if not known and not task.is_open:
+            return "illegal_transition"
+        assert answer["duplicate"] == known
         task.signals.add(given["name"])
         if task.reason == f"signal:{given['name']}":
             self._go_on(task, "signal")

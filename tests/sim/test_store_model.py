@@ -246,7 +246,7 @@ class Machine(RuleBasedStateMachine):
     def person(self, word: str) -> None:
         more: dict[str, dict[str, Any]] = {
             "cancel": {"reason": "cancel"},
-            "signal": {"name": "go", "payload": b"1"},
+            "signal": {"name": "go", "payload": b"1", "most": 9},
             "redrive": {"session_limit": LIMIT},
         }
         self.ask(word, tid=self.tid, **more.get(word, {}))
@@ -311,6 +311,7 @@ def explore(build: str, examples: int, *, derandomize: bool, shrink: bool = True
 
 
 @pytest.mark.req("Q-1", "Q-3", "Q-4", "Q-5", "Q-7", "Q-9", "Q-10", "Q-11", "Q-12", "Q-13", "E-3")
+@pytest.mark.timeout(3_000)  # a failure is made small before it is shown
 @pytest.mark.parametrize("build", BUILDS)
 def test_the_store_answers_what_the_model_says(build: str) -> None:
     explore(build, EXAMPLES or 100, derandomize=not EXAMPLES)
