@@ -193,6 +193,7 @@ class Daemon:
         await self.engine.start()
         await self.policies.load()
         self.gateway = Gateway(self._services())
+        self.database.on_trouble = self._disk_trouble
         undo.push_async_callback(self.gateway.close)
         self.socket_path = self.home.socket_path(self._environ)
         await self.gateway.serve_unix(self.socket_path)
@@ -281,6 +282,14 @@ class Daemon:
             "synchronous": self.config.store.synchronous,
             "databaseBytes": size,
         }
+
+    def _disk_trouble(self) -> None:
+        why = self.database.trouble
+        if why:
+            _log.error("the disk takes no writes", extra={"data": {"why": why}})
+        else:
+            _log.info("the disk takes writes again")
+        self.gateway.announce_storage()
 
     def request_stop(self) -> None:
         """Stop in good order; a second call hurries (R-3). Safe from a signal handler."""

@@ -100,12 +100,14 @@ class _Run:
         self._column = 0
         self._said: set[str] = set()
         self._prompted: Prompted | None = None
+        self._trouble = ""  # why the disk takes no writes
         self._interrupts = 0
 
     def carry_out(self) -> int:
         client, options = self._client, self._options
         if self._interactive:
             client.on_question = self._question
+        client.on_told = self._told
         session = _session(client, options, self._here, interactive=self._interactive)
         key = options.key or SystemClock().new_id("key")
         with self._interruptible(session):
@@ -129,7 +131,21 @@ class _Run:
 
     # -- while it runs --------------------------------------------------------------------------
 
+    def _told(self, method: str, params: dict[str, Any]) -> None:
+        if method == "_goclaw/storage":
+            self._trouble = "" if params.get("ok") else str(params.get("message"))
+            self._mention_trouble()
+
+    def _mention_trouble(self) -> None:
+        """Once, and only of a run that was accepted: a refused prompt has its own sentence."""
+        accepted = self._prompted is not None and self._prompted.turn.run_id
+        line = f"Waiting: the disk takes no writes ({self._trouble})."
+        if self._trouble and accepted and line not in self._said:
+            self._said.add(line)
+            show.tell(f"{line} The run goes on when it does; Ctrl-C leaves it.")
+
     def _event(self, event: Event) -> None:
+        self._mention_trouble()
         if self._options.json:
             show.json_line(event.to_json())
         elif event.type == "update":
@@ -190,7 +206,8 @@ class _Run:
 
     @contextlib.contextmanager
     def _interruptible(self, session: str) -> Iterator[None]:
-        """The first Ctrl-C cancels the run, the second one leaves."""
+        """The first Ctrl-C cancels the run, the second one leaves; so does the first while the disk
+        takes no writes."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
 
@@ -202,6 +219,11 @@ class _Run:
 
         def cancel() -> None:
             os.read(reader, 1)
+            if self._interrupts and self._trouble:
+                # A cancel could not be written either.
+                show.tell(f"Leaving. {self._way_on(session)}")
+                self._place.hurry(at_once=True)
+                raise KeyboardInterrupt
             if self._interrupts:
                 show.tell("canceling; once more to leave at once")
                 self._client.cancel_turn(session)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import goclaw
 from goclaw.client import asks
-from goclaw.client.link import Answered, Asked, Happened, Link, Missed, Refused, goclaw_meta
+from goclaw.client.link import Answered, Asked, Happened, Link, Missed, Refused, Told, goclaw_meta
 from goclaw.client.reach import Starter, dial, gone
 from goclaw.client.records import Approval, Event, PromptResult
 from goclaw.client.turn import Turn
@@ -89,6 +89,8 @@ class SyncClient:
         self._poll = select.poll()
         self.on_question: Callable[[Approval], str | None] | None = None
         """Answers session/request_permission with an option's id; None leaves it to others."""
+        self.on_told: Callable[[str, dict[str, Any]], None] = lambda method, params: None
+        """Sees notifications that are no events: their method and params."""
         self.wake: tuple[int, Callable[[], None]] | None = None
         """A descriptor, and what to call when it can be read while a call waits."""
         hello = asks.greeting(client_id or self._clock.new_id("client"), goclaw.__version__)
@@ -425,6 +427,8 @@ class SyncClient:
                 self._events.append(Event.read(incoming.params))
             elif isinstance(incoming, Asked):
                 self._answer(incoming)
+            elif isinstance(incoming, Told):
+                self.on_told(incoming.method, incoming.params)
             elif isinstance(incoming, Missed | Refused):
                 raise asks.exception(incoming.error)
 

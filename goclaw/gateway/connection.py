@@ -411,6 +411,12 @@ class Connection:
         """Queue a notification."""
         self.outbox.send(encode_notification(method, params))
 
+    def tell_storage(self) -> None:
+        """Tell an opted-in client how the disk does."""
+        if self.opted_in:
+            why = self.engine.database.trouble
+            self.notify("_goclaw/storage", {"ok": not why, "message": why})
+
     # -- turns ---------------------------------------------------------------------------------
 
     @property

@@ -87,7 +87,8 @@ async def _initialize(connection: Connection, params: Params) -> Reply:
             },
             "agentInfo": {"name": "goclaw", "title": "goclaw", "version": services.version},
             "authMethods": [],
-        }
+        },
+        then=connection.tell_storage if connection.engine.database.trouble else None,
     )
 
 

@@ -188,6 +188,11 @@ class Gateway:
             if connection.opted_in:
                 connection.notify("_goclaw/shutdown", {"graceSeconds": grace_s})
 
+    def announce_storage(self) -> None:
+        """Tell opted-in clients that the disk takes no writes, or takes them again (S-7)."""
+        for connection in tuple(self._connections):
+            connection.tell_storage()
+
     async def close(self) -> None:
         """Take no more clients, send what is ready, close with 1001. Idempotent."""
         self._closed = True

@@ -204,6 +204,10 @@ class Database:
         self._readers = ThreadPoolExecutor(limits.READER_THREADS, "goclaw-reader")
         self.failures = 0
         """Operations that the disk refused since the start."""
+        self.trouble = ""
+        """Why the disk takes no writes at present; empty while it does (S-7)."""
+        self.on_trouble: Callable[[], None] = lambda: None
+        """Called on the loop when ``trouble`` has changed."""
 
     @property
     def catalogue(self) -> queries.Catalogue:
@@ -270,6 +274,7 @@ class Database:
         if done:
             faultpoint("after_commit", len(done))
         events = [event for _, code, _, _, made in done if code is None for event in made]
+        failures = self.failures
         try:
             if events:
                 self._on_events(events)
@@ -284,6 +289,8 @@ class Database:
                     future.set_result(_committed(Committed, (returns, made)))
                 else:
                     future.set_exception(self._error(code, message))
+        if self.trouble and events and self.failures == failures:
+            self._in_trouble("")
         return len(done)
 
     def _error(self, code: str, message: str) -> GoclawError:
@@ -291,12 +298,19 @@ class Database:
             kind = error_for_name(code)
             return kind(_SENTENCES.get(code, code.replace("_", " ").capitalize() + "."))
         self.failures += 1
+        if code != "constraint":
+            self._in_trouble(message or code)
         text = f"The write did not reach the disk ({message or code}); nothing was changed."
         if code == "outcome_unknown":
             text = f"The disk failed during the write ({message}); nobody knows what it kept."
         return StorageFailed(
             text, hint="Free the disk or mend it, then send the request again with the same key."
         )
+
+    def _in_trouble(self, why: str) -> None:
+        if why != self.trouble:
+            self.trouble = why
+            self.on_trouble()
 
     def step(self) -> bool:
         """Run one batch on this thread and deliver it (a database without a thread only)."""

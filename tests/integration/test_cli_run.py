@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import select
 import signal
 import subprocess
@@ -318,6 +319,76 @@ def test_a_killed_run_is_finished_by_the_next_one_on_its_session(place: World) -
     place.goclaw("run", "hello", "--session", session)
     states = [task["state"] for task in place.lines("task", "list", "--session", session)]
     assert states == ["SUCCEEDED", "SUCCEEDED"]
+
+
+# -- a full disk ---------------------------------------------------------------------------------
+
+
+class Disk:
+    """What a process may write to files, as the kernel bounds it: nothing, or all again."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+
+    def fill(self) -> None:
+        resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (0, self._before[1]))
+
+    def make_room(self) -> None:
+        resource.prlimit(self._pid, resource.RLIMIT_FSIZE, self._before)
+
+
+@pytest.mark.req("S-7", "U-2")
+@pytest.mark.parametrize("served", [False, True])
+def test_a_run_says_that_it_waits_for_the_disk_and_goes_on_with_it(
+    place: World, served: bool
+) -> None:
+    place.goclaw("run", "hello")
+    brain = script_file(place.cwd, [{"sleepMs": 1000}, {"say": "Done."}])
+    if served:
+        place.serve()
+    child = place.popen("run", "go", "--brain", brain, "--json")
+    session = read_until(child, "task.suspended")["sessionId"]
+    disk = Disk(place.pid() or 0)
+    disk.fill()
+    assert child.stderr is not None
+    said = child.stderr.readline()
+    assert said.startswith("goclaw: Waiting: the disk takes no writes (")
+    if served:
+        late = place.popen("run", "hello", "--session", session)
+        assert late.stderr is not None
+        assert "did not reach the disk" in late.stderr.read()
+        assert late.wait(DEADLINE_MS / 1000) == 70
+    disk.make_room()
+    out, rest = child.communicate(timeout=DEADLINE_MS / 1000)
+    assert (child.returncode, rest) == (0, "")
+    assert json.loads(out.splitlines()[-1])["text"] == "Done."
+
+
+@pytest.mark.req("S-7", "Q-11")
+@pytest.mark.parametrize("served", [False, True])
+def test_ctrl_c_gives_up_waiting_for_the_disk(place: World, served: bool) -> None:
+    place.goclaw("run", "hello")
+    brain = script_file(place.cwd, [{"sleepMs": 1000}, {"say": "Done."}])
+    if served:
+        place.serve()
+    child = place.popen("run", "go", "--brain", brain, "--json")
+    session = read_until(child, "task.suspended")["sessionId"]
+    disk = Disk(place.pid() or 0)
+    disk.fill()
+    assert child.stderr is not None
+    assert "Waiting: the disk" in child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=DEADLINE_MS / 1000)
+    assert child.returncode == 130
+    assert err.startswith("goclaw: Leaving. The run goes ")
+    assert session in err
+    assert '"type":"result"' not in out
+    if served:
+        disk.make_room()
+    place.goclaw("run", "hello", "--session", session)
+    tasks = place.lines("task", "list", "--session", session)
+    assert [task["state"] for task in tasks] == ["SUCCEEDED", "SUCCEEDED"]
 
 
 # -- on a terminal -------------------------------------------------------------------------------

@@ -270,3 +270,24 @@ async def test_shutdown_is_told_and_sends_what_there_is(house: House) -> None:
     assert vanilla.link.socket.close_reason == "goclaw:shutdown"
     assert not house.socket.exists()
     assert house.gateway.connections == 0
+
+
+@pytest.mark.req("S-7")
+@wire()
+async def test_opted_in_clients_are_told_how_the_disk_does(house: House) -> None:
+    lines, vanilla = await house.unix(**OPTED_IN), await house.ws()
+    session = await lines.new_session()
+    database = house.engine.database
+    database.on_trouble = house.gateway.announce_storage
+    database.fail_next_commit(after=False)
+    await lines.prompt(session, "say:one")
+    told = await lines.wait_for(lambda m: m.get("method") == "_goclaw/storage")
+    assert told["params"] == {"ok": False, "message": "a test asked for this failure"}
+    late = await house.ws(**OPTED_IN)
+    assert (await late.wait_for(lambda m: m.get("method") == "_goclaw/storage")) == told
+    await lines.prompt(session, "say:two")
+    told = await lines.wait_for(
+        lambda m: m.get("method") == "_goclaw/storage" and m["params"]["ok"]
+    )
+    assert told["params"] == {"ok": True, "message": ""}
+    assert "_goclaw/storage" not in {m.get("method") for m in vanilla.messages}

@@ -115,6 +115,32 @@ def test_a_failing_disk_is_a_named_error_and_passes(database: Database) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.req("S-7")
+def test_trouble_with_the_disk_is_told_when_it_begins_and_when_it_ends(database: Database) -> None:
+    told: list[str] = []
+
+    async def main() -> None:
+        database.start(lambda events: None)
+        database.on_trouble = lambda: told.append(database.trouble)
+        sid = await session(database)
+        for _ in range(2):  # the same trouble is told once
+            database.fail_next_commit(after=False)
+            with pytest.raises(errors.StorageFailed):
+                await say(database, sid)
+        assert told == ["a test asked for this failure"]
+        with pytest.raises(errors.LeaseLost):
+            await database.write("heartbeat", tid=1, token=b"t")
+        await database.read("sessions_count")
+        assert told == ["a test asked for this failure"]  # neither wrote anything
+        await say(database, sid)
+        assert told == ["a test asked for this failure", ""]
+        with pytest.raises(errors.StorageFailed):
+            await database.write("audit", record=b"r")  # a constraint is no disk
+        assert database.trouble == ""
+
+    asyncio.run(main())
+
+
 def test_an_outcome_that_nobody_knows_is_not_called_unchanged(database: Database) -> None:
     error = database._error("outcome_unknown", "gone")
     assert isinstance(error, errors.StorageFailed)
