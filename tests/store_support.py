@@ -231,8 +231,16 @@ def obey(path: Path) -> None:
             _tasks(connection)
             _sessions(connection)
             _ready(connection)
+            _counts(connection)
     finally:
         connection.close()
+
+
+def _counts(connection: apsw.Connection) -> None:
+    """What a start counts by indexes is what there is."""
+    by_indexes = connection.execute(CATALOGUE.queries["task_counts"].sql)
+    by_rows = connection.execute("SELECT state, count(*) FROM tasks GROUP BY state")
+    assert {state: count for state, count in by_indexes if count} == dict(by_rows)
 
 
 def _events(connection: apsw.Connection) -> None:

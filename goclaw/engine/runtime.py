@@ -317,7 +317,7 @@ class Engine:
         """Cancel the running turn and every waiting prompt that ``client`` sent (PROTOCOL 2.5)."""
         found = await self.database.read("open_tasks_of_session", sid=session.sid)
         tids = [
-            tid for tid, _, _, kind, _, owner, turn in found
+            tid for tid, _, _, kind, _, owner, turn, _ in found
             if kind == "prompt" and (turn or owner == client or client is None)
         ]  # fmt: skip
         # All at once: a lane that the first of them frees must not begin the next.
@@ -349,14 +349,17 @@ class Engine:
         return Receipt(outcome, event_id, done)
 
     async def active_turn(self, session: Session) -> tuple[dict[str, Any] | None, int]:
-        """The turn in hand ({runId, state}) and how many prompts wait behind it."""
+        """The turn in hand ({runId, state, sinceEventId}) and how many prompts wait behind it."""
         found = await self.database.read("open_tasks_of_session", sid=session.sid)
-        prompts = [(run, state) for _, _, run, kind, state, _, _ in found if kind == "prompt"]
+        prompts = [
+            (run, state, since) for _, _, run, kind, state, _, _, since in found if kind == "prompt"
+        ]
         if not prompts:
             return None, 0
-        run_id, state = prompts[0]
+        run_id, state, since = prompts[0]
         shown = {"RUNNING": "running", "SUSPENDED": "requires_action"}.get(state, "queued")
-        return {"runId": run_id, "state": shown}, len(prompts) - 1
+        begun = since or session.oldest  # a task of an older program has not kept it
+        return {"runId": run_id, "state": shown, "sinceEventId": begun}, len(prompts) - 1
 
     async def fork(
         self,

@@ -283,10 +283,10 @@ SELECT wid FROM works WHERE work = :work;
 -- step: run
 INSERT INTO tasks (tid, task_id, run_id, sid, seq, line, wid, pool, kind, state, rank, max_attempts,
                    on_unknown, policy_version, trace, held, due_at, timeout_ms, deadline_at,
-                   parent_tid, created_at, updated_at)
+                   parent_tid, since_event, created_at, updated_at)
 VALUES (:tid, :task_id, :run_id, :sid, :tid, iif(:parallel, :wid, 0), :wid, :pool, :kind, 'QUEUED',
         :rank, :max_attempts, :on_unknown, :policy_version, :trace, :not_before IS NOT NULL,
-        :not_before, :timeout_ms, :deadline_at, :parent_tid, :now, :now);
+        :not_before, :timeout_ms, :deadline_at, :parent_tid, :event_id + 1, :now, :now);
 -- step: run
 INSERT INTO task_payloads (tid, payload, key, client, origin, unique_key)
 VALUES (:tid, :payload, :key, :client, :origin, :unique_key);
@@ -726,7 +726,8 @@ UPDATE sessions SET open = open + 1 WHERE sid = :sid;
 UPDATE tasks
    SET state = 'QUEUED', seq = :tail, failures = 0, crashes = 0, repeats = 0, fingerprint = NULL,
        due_mono = NULL, due_at = NULL, ended_token = NULL, ended_hash = NULL, ended_state = NULL,
-       stop_reason = NULL, end_event = NULL, reason = 'redrive', updated_at = :now
+       stop_reason = NULL, end_event = NULL, since_event = :event_id, reason = 'redrive',
+       updated_at = :now
  WHERE tid = :tid;
 -- step: run
 SELECT 'QUEUED' AS state;
@@ -1364,12 +1365,38 @@ UNION ALL
 <<task_row :sid IS NULL AND t.pool = :pool AND t.pool <> '' AND t.tid < :before AND (:state IS NULL OR t.state = :state)>>
  ORDER BY 1 DESC LIMIT :limit;
 
+-- Tasks are counted by indexes alone: what has ended may be millions.
+-- fragment: queued_count
+((SELECT count(*) FROM tasks INDEXED BY tasks_line WHERE state = 'QUEUED' AND held = 0)
+ + (SELECT count(*) FROM tasks INDEXED BY tasks_held WHERE held = 1))
+
+-- fragment: running_count
+(SELECT count(*) FROM tasks INDEXED BY tasks_live WHERE state = 'RUNNING')
+
+-- fragment: waiting_count which
+(SELECT count(*) FROM tasks INDEXED BY tasks_waiting
+  WHERE state IN ('RETRY_WAIT', 'SUSPENDED') AND <<which>>)
+
+-- fragment: unhappy_count which
+(SELECT count(*) FROM tasks INDEXED BY tasks_unhappy
+  WHERE state IN ('FAILED', 'CANCELED', 'DEAD_LETTER') AND <<which>>)
+
+-- What has no index of its own is the rest.
 -- query: task_counts
-SELECT state, count(*) FROM tasks GROUP BY state;
+SELECT 'QUEUED', <<queued_count>>
+UNION ALL SELECT 'RUNNING', <<running_count>>
+UNION ALL SELECT 'RETRY_WAIT', <<waiting_count state = 'RETRY_WAIT'>>
+UNION ALL SELECT 'SUSPENDED', <<waiting_count state = 'SUSPENDED'>>
+UNION ALL SELECT 'FAILED', <<unhappy_count state = 'FAILED'>>
+UNION ALL SELECT 'CANCELED', <<unhappy_count state = 'CANCELED'>>
+UNION ALL SELECT 'DEAD_LETTER', <<unhappy_count state = 'DEAD_LETTER'>>
+UNION ALL SELECT 'SUCCEEDED', (SELECT count(*) FROM tasks) - <<queued_count>> - <<running_count>>
+                              - <<waiting_count true>> - <<unhappy_count true>>;
 
 -- In the order of the line. Each state by its own partial index: what has ended is a long tale.
 -- query: open_tasks_of_session sid
-SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client, s.turn IS t.tid AS turn
+SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client, s.turn IS t.tid AS turn,
+       t.since_event
   FROM (SELECT tid FROM tasks INDEXED BY tasks_line
          WHERE sid = :sid AND state = 'QUEUED' AND held = 0
         UNION ALL

@@ -190,7 +190,9 @@ def test_counters_are_the_fold_of_what_was_committed(home: Path, seed: int) -> N
     async def check(world: World) -> None:
         while True:
             told = world.engine.task_counts()
-            on_disk = dict(await world.database.read("task_counts"))
+            on_disk = {
+                state: count for state, count in await world.database.read("task_counts") if count
+            }
             if told == world.engine.task_counts():
                 break
         assert {state: count for state, count in told.items() if count} == on_disk
@@ -235,16 +237,20 @@ def test_the_active_turn_is_told(home: Path) -> None:
     async def main(world: World) -> None:
         session = await world.session()
         assert await world.engine.active_turn(session) == (None, 0)
+        await world.engine.intake.session_event(session, 1, "session.closed", {})
         first = await world.prompt(session, "parks")
         second = await world.prompt(session, "second")
         turn, queued = await world.engine.active_turn(session)
         assert turn is not None
         assert (turn["runId"], turn["state"], queued) == (first.run_id, "queued", 1)
+        since = turn["sinceEventId"]
+        assert (await world.types(session))[since - 1] == "run.accepted"
         world.engine.open_lanes()
         await settled()
         turn, queued = await world.engine.active_turn(session)
         assert turn is not None
         assert (turn["state"], queued) == ("requires_action", 1)
+        assert turn["sinceEventId"] == since
         await world.engine.signal(first.run_id, "go", b"")
         await settled()
         turn, _ = await world.engine.active_turn(session)
@@ -255,6 +261,34 @@ def test_the_active_turn_is_told(home: Path) -> None:
         assert await world.engine.active_turn(session) == (None, 0)
 
     house.live(main, lanes=False)
+
+
+@pytest.mark.req("W-7", "W-3")
+def test_a_turn_that_is_redriven_begins_anew(home: Path) -> None:
+    house = Home(home, lanes=1)
+
+    async def second_time_parks(attempt: Attempt) -> Outcome:
+        if attempt.task.attempt > 1:
+            await attempt.wait_signal("never")
+        return Failed("broken", "It is broken.")
+
+    house.plays["work"] = second_time_parks
+
+    async def main(world: World) -> None:
+        session = await world.session()
+        task = await world.prompt(session, "work")
+        await world.ended(task)
+        head = (await world.engine.intake.session(session.session_id)).head
+        row = await world.engine.task(task.task_id)
+        await world.database.write("redrive", tid=row["tid"], session_limit=9, now=1)
+        await world.until(task, "SUSPENDED")
+        turn, _ = await world.engine.active_turn(session)
+        assert turn == {
+            "runId": task.run_id, "state": "requires_action", "sinceEventId": head + 1
+        }  # fmt: skip
+        assert (await world.types(session))[head] == "task.requeued"
+
+    house.live(main)
 
 
 @pytest.mark.req("U-1")

@@ -232,7 +232,16 @@ async def test_load_in_mid_turn_goes_on_live(house: House) -> None:
         await two.call("session/list")
     updates, block = await load(two, session)
     assert [u["content"]["text"] for u in updates] == ["first wait:g second", "first"]
-    assert block["activeTurn"]["state"] == "running"
+    turn = block["activeTurn"]
+    assert turn["state"] == "running"
+    late = await house.unix(**OPTED_IN)
+    await late.call(
+        "_goclaw/session/subscribe",
+        {"sessionId": session, "fromEventId": turn["sinceEventId"] - 1},
+    )
+    first = await late.wait_for(lambda m: m.get("method") == "_goclaw/session/event")
+    assert first["params"]["event"]["type"] == "run.accepted"
+    assert first["params"]["_meta"]["goclaw"]["runId"] == turn["runId"]
     assert block["queued"] == 0
     house.open_gate("g")
     await one.answer(request)
