@@ -1,6 +1,6 @@
 """Wire bytes of session events; the twin in goclaw/_pure/frame.py is the specification."""
 
-__all__ = ["event", "packed", "page", "text"]
+__all__ = ["event", "packed", "text"]
 
 def event(
     session: bytes,
@@ -21,20 +21,9 @@ def event(
     field breaks its rule.
     """
 
-def page(
-    session: bytes,
-    rows: list[tuple[int, int, str, int, str | None, str | None, int, str | None, bytes]],
-    mask: int,
-    lines: bool,
-) -> bytes:
-    """``event`` for each stored row whose kind is in ``mask`` (bit ``1 << kind``), joined.
-
-    A row is (event id, kind, type, at ms, run id, task id, attempt, trace, payload), ids None when
-    absent. As lines without the headers.
-    """
-
 def packed(session: bytes, rows: bytes, mask: int, lines: bool) -> bytes:
-    """``page`` over rows as ``writer.Reader`` packs them. ValueError when they are cut."""
+    """``event`` for each row whose kind is in ``mask`` (bit ``1 << kind``), joined; the rows are as
+    ``writer.Reader`` packs them. As lines without the headers. ValueError when they are cut."""
 
 def text(payload: bytes) -> bytes:
     """One unmasked WebSocket text frame."""

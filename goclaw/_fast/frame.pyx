@@ -5,16 +5,11 @@ Owns the layout of a slot, as its twin says it. Not in here: what the payload sa
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.ref cimport PyObject
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, strlen
 
-cdef extern from "Python.h":
-    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
-
-__all__ = ["event", "packed", "page", "text"]
+__all__ = ["event", "packed", "text"]
 
 cdef extern from *:
     """
@@ -25,7 +20,6 @@ cdef extern from *:
 cdef enum:
     KIND_GOCLAW = 1
     KIND_LAST = 2
-    FIELDS = 9
     HEADER_BYTES_MAX = 10
 
 cdef struct Text:
@@ -75,34 +69,6 @@ def event(
     cdef bytes slot = PyBytes_FromStringAndSize(NULL, slot_bytes(one.line_bytes))
     write_slot(PyBytes_AS_STRING(slot), &one)
     return slot
-
-
-def page(bytes session not None, list rows not None, long mask, bint lines):
-    cdef Py_ssize_t count = 0, total = 0, at
-    cdef Event *events = <Event *>malloc((len(rows) or 1) * sizeof(Event))
-    cdef Event *one
-    cdef Text name = of_bytes(session)
-    cdef char *out
-    cdef bytes joined
-    if events == NULL:
-        raise MemoryError
-    try:
-        for row in rows:
-            one = &events[count]
-            if not unpack(row, mask, name, one):
-                continue
-            total += one.line_bytes if lines else slot_bytes(one.line_bytes)
-            count += 1
-        joined = PyBytes_FromStringAndSize(NULL, total)
-        out = PyBytes_AS_STRING(joined)
-        for at in range(count):
-            if lines:
-                out += render(out, &events[at])
-            else:
-                out += write_slot(out, &events[at])
-        return joined
-    finally:
-        free(events)
 
 
 cdef struct PackedRow:  # as writer.pyx packs it; the texts follow: type, run, task, trace, payload
@@ -172,35 +138,6 @@ def text(bytes payload not None):
     return framed
 
 
-cdef bint unpack(object row, long mask, Text session, Event *one) except -1:
-    """Fill ``one`` from a row; False when its kind is not wanted. Borrows from the row."""
-    if not isinstance(row, tuple) or PyTuple_GET_SIZE(row) != FIELDS:
-        raise ValueError("a row has nine fields")
-    cdef long long kind = <object>PyTuple_GET_ITEM(row, 1)
-    if not 0 <= kind <= KIND_LAST:
-        raise ValueError("kind must be 0, 1 or 2")
-    if not mask >> kind & 1:
-        return False
-    one.kind = <int>kind
-    one.session = session
-    one.name = of_str(<object>PyTuple_GET_ITEM(row, 2))
-    one.run_id = of_str(<object>PyTuple_GET_ITEM(row, 4))
-    one.task_id = of_str(<object>PyTuple_GET_ITEM(row, 5))
-    one.trace = of_str(<object>PyTuple_GET_ITEM(row, 7))
-    payload = <object>PyTuple_GET_ITEM(row, 8)
-    if not isinstance(payload, bytes):
-        raise TypeError("a payload is bytes")
-    one.payload = of_bytes(<bytes>payload)
-    check_plain(session)
-    prepare(
-        one,
-        <object>PyTuple_GET_ITEM(row, 0),
-        <object>PyTuple_GET_ITEM(row, 3),
-        <object>PyTuple_GET_ITEM(row, 6),
-    )
-    return True
-
-
 cdef int prepare(Event *one, long long event_id, long long at_ms, long long attempt) except -1:
     """Check every field but the session, and measure the line."""
     if not 0 <= one.kind <= KIND_LAST:
@@ -260,13 +197,6 @@ cdef inline uint64_t special(uint64_t word) noexcept nogil:
 
 cdef inline Text of_bytes(bytes value) noexcept:
     return Text(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
-
-
-cdef inline Text of_str(object value) except *:
-    cdef Text text = Text(NULL, 0)
-    if value is not None:
-        text.data = PyUnicode_AsUTF8AndSize(value, &text.size)
-    return text
 
 
 cdef inline void set_number(Number *number, long long value) noexcept nogil:

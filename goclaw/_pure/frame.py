@@ -6,11 +6,8 @@ Owns the layout of a slot. Not in here: what the payload says, who gets it.
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias
 
-__all__ = ["event", "packed", "page", "text"]
-
-Row: TypeAlias = tuple[int, int, str, int, str | None, str | None, int, str | None, bytes]
+__all__ = ["event", "packed", "text"]
 
 _FORBIDDEN = frozenset(range(0x20)) | {0x22, 0x5C} | frozenset(range(0x7F, 0x100))
 
@@ -40,37 +37,11 @@ def event(
     return _header(len(line)) + line
 
 
-def page(session: bytes, rows: list[Row], mask: int, lines: bool) -> bytes:
-    """``event`` for each stored row whose kind is in ``mask`` (bit ``1 << kind``), joined.
-
-    A row is (event id, kind, type, at ms, run id, task id, attempt, trace, payload), ids None when
-    absent. As lines without the headers.
-    """
-    parts = []
-    for event_id, kind, name, at_ms, run_id, task_id, attempt, trace, payload in rows:
-        if not 0 <= kind <= 2:
-            raise ValueError("kind must be 0, 1 or 2")
-        if not mask >> kind & 1:
-            continue
-        line = _line(
-            session,
-            kind,
-            event_id,
-            name.encode(),
-            at_ms,
-            (run_id or "").encode(),
-            (task_id or "").encode(),
-            attempt,
-            (trace or "").encode(),
-            payload,
-        )
-        parts.append(line if lines else _header(len(line)) + line)
-    return b"".join(parts)
-
-
 def packed(session: bytes, rows: bytes, mask: int, lines: bool) -> bytes:
-    """``page`` over rows as ``writer.Reader`` packs them. ValueError when they are cut."""
-    unpacked: list[Row] = []
+    """``event`` for each row whose kind is in ``mask`` (bit ``1 << kind``), joined; the rows are as
+    ``writer.Reader`` packs them. As lines without the headers. ValueError when they are cut."""
+    _check_plain(session)
+    parts = []
     at = 0
     while at < len(rows):
         if len(rows) - at < _PACKED.size:
@@ -83,9 +54,14 @@ def packed(session: bytes, rows: bytes, mask: int, lines: bool) -> bytes:
                 raise ValueError("packed rows are cut")
             texts.append(rows[at : at + size])
             at += size
-        name, run_id, task_id, trace = (text.decode() for text in texts[:4])
-        unpacked.append((event_id, kind, name, at_ms, run_id, task_id, attempt, trace, texts[4]))
-    return page(session, unpacked, mask, lines)
+        if not 0 <= kind <= 2:
+            raise ValueError("kind must be 0, 1 or 2")
+        if not mask >> kind & 1:
+            continue
+        name, run_id, task_id, trace, payload = texts
+        line = _line(session, kind, event_id, name, at_ms, run_id, task_id, attempt, trace, payload)
+        parts.append(line if lines else _header(len(line)) + line)
+    return b"".join(parts)
 
 
 def text(payload: bytes) -> bytes:
@@ -99,6 +75,11 @@ def _header(length: int) -> bytes:
     if length < 65_536:
         return b"\x81\x7e" + length.to_bytes(2, "big")
     return b"\x81\x7f" + length.to_bytes(8, "big")
+
+
+def _check_plain(text: bytes) -> None:
+    if not _FORBIDDEN.isdisjoint(text):
+        raise ValueError("session, type, run_id, task_id and trace must be printable ASCII")
 
 
 def _line(
@@ -117,8 +98,7 @@ def _line(
         raise ValueError("kind must be 0, 1 or 2")
     if event_id < 1 or at_ms < 0 or attempt < 0:
         raise ValueError("event_id counts from 1, at_ms and attempt from 0")
-    if not _FORBIDDEN.isdisjoint(session + name + run_id + task_id + trace):
-        raise ValueError("session, type, run_id, task_id and trace must be printable ASCII")
+    _check_plain(session + name + run_id + task_id + trace)
     if payload[:1] != b"{" or payload[-1:] != b"}" or b"\n" in payload:
         raise ValueError("payload must be a JSON object on one line")
     ids = b""

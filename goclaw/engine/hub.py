@@ -185,27 +185,55 @@ class Hub:
     ) -> list[tuple[bytes, int]]:
         """Up to ``pages_max`` pages of the store in one visit to a reader thread, a read
         transaction each; at least one, (b"", cursor) at the head. ReplayGap as ``read``."""
-        database, session_id, sid = self._database, channel.session_id, channel.sid
 
         def pages() -> list[tuple[bytes, int]]:
             found: list[tuple[bytes, int]] = []
             position = cursor
             while len(found) < pages_max:
-                rows, first, last = database.fetch_packed(sid, position, bytes_max)
-                if not rows:
+                data, last = self._fetch(
+                    channel.session_id, channel.sid, position, bytes_max, mask, lines=lines
+                )
+                if last == position:
                     break
-                if first != position + 1:
-                    raise ReplayGap(
-                        "Retention has passed the cursor.",
-                        hint="Load the session anew: session/load, or events from 0.",
-                        sessionId=session_id,
-                    )
                 position = last
-                found.append((packed_frames(session_id, rows, mask=mask, lines=lines), position))
+                found.append((data, position))
             return found or [(b"", cursor)]
 
         self.replayed_cold += 1
-        read: list[tuple[bytes, int]] = await database.in_reader(pages)
+        read: list[tuple[bytes, int]] = await self._database.in_reader(pages)
+        return read
+
+    def _fetch(
+        self,
+        session_id: str,
+        sid: int,
+        cursor: int,
+        bytes_max: int,
+        mask: int,
+        *,
+        lines: bool,
+        rows_max: int = limits.READ_ROWS_MAX,
+    ) -> tuple[bytes, int]:
+        """One page of the store and the cursor behind it; for a reader thread."""
+        rows, first, last = self._database.fetch_packed(sid, cursor, bytes_max, rows_max)
+        if rows and first != cursor + 1:
+            raise ReplayGap(
+                "Retention has passed the cursor.",
+                hint="Load the session anew: session/load, or events from 0.",
+                sessionId=session_id,
+            )
+        return packed_frames(session_id, rows, mask=mask, lines=lines), last
+
+    async def lines(
+        self, session_id: str, sid: int, cursor: int, *, rows_max: int, mask: int
+    ) -> tuple[bytes, int]:
+        """At most ``rows_max`` stored events after ``cursor`` as lines, within a page, and the
+        cursor behind them; (b"", cursor) at the head. ReplayGap as ``read``."""
+        read: tuple[bytes, int] = await self._database.in_reader(
+            lambda: self._fetch(
+                session_id, sid, cursor, limits.READ_BYTES_MAX, mask, lines=True, rows_max=rows_max
+            )
+        )
         return read
 
     def read_warm(

@@ -22,7 +22,6 @@ from goclaw.engine.settlement import OUTCOMES
 from goclaw.gateway.connection import Connection, Handler, Later, Reply
 from goclaw.gateway.handlers import attached, own_session, session_block
 from goclaw.gateway.params import Params
-from goclaw.protocol.jsonrpc import page_frames
 from goclaw.protocol.messages import KINDS_OPTED_IN
 from goclaw.protocol.session import place
 
@@ -71,17 +70,18 @@ async def _events(connection: Connection, params: Params) -> Reply:
     events: list[orjson.Fragment] = []
     size = 0
     while len(events) < most and size < limits.ANSWER_BYTES_MAX // 2:
-        rows = await connection.engine.hub.rows(session.sid, position)
-        if not rows:
+        page, last = await connection.engine.hub.lines(
+            session.session_id, session.sid, position,
+            rows_max=most - len(events), mask=KINDS_OPTED_IN,
+        )  # fmt: skip
+        if last == position:
             break
-        rows = rows[: most - len(events)]
-        page = page_frames(session.session_id, rows, mask=KINDS_OPTED_IN, lines=True)
+        position = last
         events += [
             orjson.Fragment(line[line.index(_PARAMS) + len(_PARAMS) : -1])
             for line in page.split(b"\n")[:-1]
         ]
         size += len(page)
-        position = rows[-1][0]
     head = max(session.head, position)
     return Reply({"events": events, "nextEventId": position, "headEventId": head})
 

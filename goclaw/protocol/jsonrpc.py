@@ -28,7 +28,6 @@ from goclaw.protocol.lines import LineSplitter
 from goclaw.protocol.messages import (
     Batch,
     EventKind,
-    EventRow,
     Id,
     Malformed,
     Message,
@@ -60,7 +59,6 @@ __all__ = [
     "event_frame",
     "method_unknown",
     "packed_frames",
-    "page_frames",
     "text_frame",
 ]
 
@@ -250,16 +248,12 @@ def event_frame(
     )
 
 
-def page_frames(session: str, rows: list[EventRow], *, mask: int, lines: bool) -> bytes:
-    """The store's rows as the very bytes that ``event_frame`` made of them when they were live.
+def packed_frames(session: str, rows: bytes, *, mask: int, lines: bool) -> bytes:
+    """Rows as the store packs them, as the very bytes that ``event_frame`` made of them when they
+    were live; they never become Python objects.
 
     Only kinds in ``mask``; as lines without the WebSocket headers.
     """
-    return frame.page(session.encode(), rows, mask, lines)
-
-
-def packed_frames(session: str, rows: bytes, *, mask: int, lines: bool) -> bytes:
-    """``page_frames`` over rows as the store packs them, never made into Python objects."""
     return frame.packed(session.encode(), rows, mask, lines)
 
 

@@ -359,7 +359,9 @@ class Database:
             raise self._unread(error) from error
         return rows
 
-    def fetch_packed(self, sid: int, cursor: int, bytes_max: int) -> tuple[bytes, int, int]:
+    def fetch_packed(
+        self, sid: int, cursor: int, bytes_max: int, rows_max: int = limits.READ_ROWS_MAX
+    ) -> tuple[bytes, int, int]:
         """``fetch_page`` as packed rows for ``protocol.jsonrpc.packed_frames``, with the first and
         the last id; (b"", 0, cursor) at the head."""
         try:
@@ -370,7 +372,11 @@ class Database:
                 self._local.reader = reader
                 self._pagers.append(reader)
             page: tuple[bytes, int, int] = reader.page(
-                sid, cursor, limits.READ_ROWS_MAX, bytes_max, limits.FRAME_OVERHEAD_BYTES
+                sid,
+                cursor,
+                min(rows_max, limits.READ_ROWS_MAX),
+                bytes_max,
+                limits.FRAME_OVERHEAD_BYTES,
             )
         except RuntimeError as error:
             raise self._unread(error) from error

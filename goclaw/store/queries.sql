@@ -1326,12 +1326,6 @@ SELECT e.event_id, e.kind, e.type, e.at, t.run_id, t.task_id, e.attempt, t.trace
   FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
  WHERE e.sid = :sid AND e.event_id > :cursor ORDER BY e.event_id LIMIT :limit;
 
--- query: events_of_kinds_after sid cursor until limit
-SELECT e.event_id, e.kind, e.type, e.at, t.run_id, t.task_id, e.attempt, t.trace, e.payload
-  FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
- WHERE e.sid = :sid AND e.event_id > :cursor AND e.event_id <= :until AND e.kind <> 1
- ORDER BY e.event_id LIMIT :limit;
-
 -- query: chain_after sid cursor limit
 SELECT e.event_id, e.at, e.type, t.run_id, t.task_id, e.payload, e.digest
   FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
@@ -1566,9 +1560,6 @@ SELECT t.tid FROM tasks AS t INDEXED BY tasks_waiting
 
 -- query: schedule_of tid
 SELECT cron, zone, misfire FROM schedules WHERE tid = :tid;
-
--- query: heads_count
-SELECT count(*) FROM heads;
 
 -- query: ready_pools pools
 SELECT j.value FROM json_each(:pools) AS j

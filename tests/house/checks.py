@@ -151,6 +151,18 @@ CALLS = {
 # Fault points that are named and not yet placed; each leaves this list with its call.
 POINTS_PENDING: set[str] = set()
 
+# Programs and queries that only tests call so far, and who will.
+SQL_PENDING = {
+    "audit_after": "goclaw audit verify (A-8)",
+    "chain_after": "goclaw verify (O-4)",
+    "chain_of_session": "goclaw verify (O-4)",
+    "children_of": "sub-tasks (Q-9)",
+    "meta_put": "the least there is to write, for tests of the writer",
+    "parents_to_wake": "sub-tasks (Q-9)",
+    "policy_get": "goclaw policy history (A-3)",
+    "schedule_of": "what stands for a recurring task (Q-12)",
+}
+
 SQL = re.compile(
     r"\bSELECT\b.+\bFROM\b|\bINSERT\s+(OR\s+\w+\s+)?INTO\b|\bUPDATE\s+\w+\s+SET\b|\bDELETE\s+FROM\b"
     r"|\A\s*(?i:select\s.+\sfrom\s+\w+|insert\s+into\s|update\s+\w+\s+set\s+\w+\s*=|delete\s+from\s)",
@@ -566,6 +578,22 @@ def fault_points(tree: Iterable[Source], known: Iterable[str]) -> list[str]:
     ]
     found += [f"{name} is placed: take it off POINTS_PENDING" for name in placed & POINTS_PENDING]
     found += [f"{name} is pending and unknown" for name in POINTS_PENDING - names]
+    return found
+
+
+def unused_sql(tree: Iterable[Source], known: Iterable[str]) -> list[str]:
+    """Every program, query and statement is named by code, or is pending."""
+    names = set(known)
+    words = {
+        node.value
+        for source in tree
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    pending = SQL_PENDING.keys()
+    found = [f"queries.sql: nobody uses {name}" for name in sorted(names - words - pending)]
+    found += [f"{name} is used: take it off SQL_PENDING" for name in sorted(words & pending)]
+    found += [f"{name} is pending and unknown" for name in sorted(pending - names)]
     return found
 
 

@@ -11,6 +11,7 @@ import checks
 import pytest
 
 from goclaw.core import faults
+from goclaw.store import queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,6 +220,23 @@ def test_a_fault_point_without_a_call_is_reported(
     assert found == [
         "core/faults.py: a is placed nowhere",
         "c is placed: take it off POINTS_PENDING",
+        "d is pending and unknown",
+    ]
+
+
+def test_all_sql_is_used() -> None:
+    known = queries.load()
+    names = {*known.programs, *known.queries, *known.statements}
+    found = checks.unused_sql(checks.sources(checks.ROOT, "goclaw"), names)
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_sql_that_nobody_uses_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = plant(tmp_path, "goclaw/net/x.py", "database.read('a')\ndatabase.write('b')")
+    monkeypatch.setattr(checks, "SQL_PENDING", {"b": "", "c": "", "d": ""})
+    assert checks.unused_sql(tree, {"a", "b", "c", "e"}) == [
+        "queries.sql: nobody uses e",
+        "b is used: take it off SQL_PENDING",
         "d is pending and unknown",
     ]
 

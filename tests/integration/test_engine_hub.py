@@ -12,10 +12,11 @@ import apsw
 import orjson
 import pytest
 from engine_support import Home, World, passes, settled
+from row_support import pack
 
 from goclaw.core import limits
 from goclaw.core.errors import ReplayGap
-from goclaw.protocol.jsonrpc import page_frames
+from goclaw.protocol.jsonrpc import packed_frames
 from goclaw.protocol.messages import KINDS_OPTED_IN, KINDS_VANILLA
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def watch(hub: Hub, session: Session, reader: Reader, head: int = 0) -> Channel:
 async def truth(world: World, session: Session, mask: int, *, lines: bool) -> bytes:
     """All events as the store has them."""
     found = await world.database.read("events_after", sid=session.sid, cursor=0, limit=1 << 30)
-    return page_frames(session.session_id, found, mask=mask, lines=lines)
+    return packed_frames(session.session_id, pack(found), mask=mask, lines=lines)
 
 
 def ids(data: bytes) -> list[int]:

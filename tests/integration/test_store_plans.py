@@ -50,7 +50,7 @@ SCANS = {
     "audit": "backwards from the last row, and no further",
 }
 # Rows that are counted: once at the start, and for a person who asks.
-COUNTS = {"sessions_count", "heads_count"}
+COUNTS = {"sessions_count"}
 # Sorted are ten levels at most, the heads of a list of sessions, one task's rows, open questions.
 SORTS = {
     "claim", "claim_sessions", "cancel", "effect_fail", "effect_intent", "open_tasks_of_session",

@@ -324,6 +324,6 @@ def test_a_loop_that_closed_early_loses_no_write(tmp_path: Path, threaded: bool)
 def test_a_database_that_never_started_closes(tmp_path: Path) -> None:
     database = open_database(tmp_path)
     assert database.stats()[2] == 0
-    assert database.fetch("heads_count") == [(0,)]
+    assert database.fetch("sessions_count") == [(0,)]
     database.close()
     database.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from row_support import pack
 from websockets.sync.client import connect
 
 from goclaw.core import errors, limits
@@ -22,7 +23,6 @@ from goclaw.protocol.messages import (
     KINDS_VANILLA,
     Batch,
     EventKind,
-    EventRow,
     Malformed,
     Notification,
     RemoteError,
@@ -305,13 +305,14 @@ def test_a_page_of_the_store_is_the_live_frames_again() -> None:
         )
         for number in range(1, 10)
     ]
-    rows: list[EventRow] = [
+    rows = [
         (number, number % 3, "task.queued", 1_000 + number, "run_1", None, 0, None, b'{"a":1}')
         for number in range(1, 10)
     ]
-    page = jsonrpc.page_frames("ses_1", rows, mask=KINDS_OPTED_IN, lines=False)
+    page = jsonrpc.packed_frames("ses_1", pack(rows), mask=KINDS_OPTED_IN, lines=False)
     assert page == b"".join(live)
-    lines = jsonrpc.page_frames("ses_1", rows, mask=KINDS_VANILLA, lines=True).splitlines()
+    found = jsonrpc.packed_frames("ses_1", pack(rows), mask=KINDS_VANILLA, lines=True)
+    lines = found.splitlines()
     ids = [json.loads(line)["params"]["_meta"]["goclaw"]["eventId"] for line in lines]
     assert ids == [3, 6, 9]
     assert jsonrpc.text_frame(b"{}") == b"\x81\x02{}"
