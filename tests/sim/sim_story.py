@@ -200,9 +200,11 @@ class Story:
             self._published[sid] = event_id
 
     async def _storm(self, world: World) -> None:
-        crowd = [self._client(world, number) for number in range(self.chance.choice((2, 3, 4)))]
-        crowd += [worker.work(world) for worker in self.workers]
-        people = [asyncio.ensure_future(self._surprised(one)) for one in crowd]
+        clients = range(self.chance.choice((2, 3, 4)))
+        people = [
+            *(asyncio.ensure_future(self._surprised(self._client, world, one)) for one in clients),
+            *self._crew(world),
+        ]
         await asyncio.wait(people, timeout=self.chance.choice((0.2, 0.5, 1.0)))
         end = self.chance.choice(("stop", "kill", "calm" if self._last_storm else "kill"))
         if end == "kill":
@@ -260,10 +262,15 @@ class Story:
 
     # -- people ----------------------------------------------------------------------------------
 
-    async def _surprised(self, somebody: Awaitable[None]) -> None:
+    def _crew(self, world: World) -> list[asyncio.Future[None]]:
+        return [
+            asyncio.ensure_future(self._surprised(worker.work, world)) for worker in self.workers
+        ]
+
+    async def _surprised(self, somebody: Callable[..., Awaitable[None]], *given: Any) -> None:
         """Nobody outside gets an answer that the contract does not name."""
         try:
-            await somebody
+            await somebody(*given)
         except Exception as error:
             if not self.life.dead:
                 raise Broken(f"{type(error).__name__}: {error}") from error
@@ -432,9 +439,7 @@ class Story:
     async def _calm(self, world: World) -> None:
         """No more faults: all work ends within lease, backoff cap and its own time."""
         began = self.clock.mono_ms()
-        crew = [
-            asyncio.ensure_future(self._surprised(worker.work(world))) for worker in self.workers
-        ]
+        crew = self._crew(world)
         for errand in self.errands:
             await self._submit_at_last(world, errand)
         open_tasks = [task for task in self.laws.tasks.values() if task.state not in TERMINAL]
