@@ -266,6 +266,7 @@ class Daemon:
         """The object of `goclaw status --json`."""
         ((sessions,),) = await self.database.read("sessions_count")
         ((size,),) = await self.database.read("database_bytes")
+        recovered = self.engine.recovered
         return {
             "ready": self.ready,
             "version": goclaw.__version__,
@@ -276,6 +277,11 @@ class Daemon:
             "daemonId": self.daemon_id,
             "lanes": {"size": self.config.queue.lanes, "busy": self.engine.scheduler.busy},
             "tasks": self.engine.task_counts(),
+            "recovered": {
+                "count": recovered.count,
+                "states": recovered.states,
+                "eventId": recovered.event_id,
+            },
             "sessions": sessions - 1,
             "connections": self.gateway.connections,
             "policyVersion": self.policies.version,

@@ -6,7 +6,7 @@ Owns how an event is shown to people. Not in here: what programs are shown (``cl
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from goclaw.cli import show
 from goclaw.cli.place import Place, home_of
@@ -14,6 +14,7 @@ from goclaw.core.clock import rfc3339
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from goclaw.client.records import Event
 
@@ -37,12 +38,37 @@ def events(options: argparse.Namespace) -> int:
 
 
 def line(event: Event) -> str:
-    """An event as people are shown it."""
+    """An event as people are shown it; a recovery report has a line for each task."""
+    if event.type == "recovery.report":
+        return "\n".join((_begun(event, _counted(event.body)), *_recovered(event.body)))
     body = dict(event.body)
     name = event.type if event.type != "update" else str(body.pop("sessionUpdate", "update"))
     shown = {key: value for key, value in body.items() if value is not None}
     text = show.one_line(json.dumps(shown, ensure_ascii=False))
-    at = rfc3339(event.at_ms)
-    return (
-        f"{event.event_id:>6}  {at}  {name:<24}  {text if len(text) <= 160 else text[:157] + '...'}"
-    )
+    return _begun(event, text if len(text) <= 160 else text[:157] + "...", name)
+
+
+def _begun(event: Event, text: str, name: str = "") -> str:
+    return f"{event.event_id:>6}  {rfc3339(event.at_ms)}  {name or event.type:<24}  {text}"
+
+
+def _counted(body: dict[str, Any]) -> str:
+    states = ", ".join(f"{count} {state}" for state, count in sorted(body["states"].items()))
+    count = body["count"]
+    return f"{count} task{'' if count == 1 else 's'} under way{f': {states}' if states else ''}"
+
+
+def _recovered(body: dict[str, Any]) -> Iterator[str]:
+    """What became of each task that the daemon before left behind, and where that stands."""
+    for entry in body["tasks"]:
+        given_up = entry["state"] == "DEAD_LETTER"
+        effects = f"{entry['kept']} kept, {entry['repeated']} repeated, {entry['unknown']} unknown"
+        yield show.one_line(
+            f"        {entry['taskId']}  attempt {entry['attempt']} was lost, "
+            f"{'given up' if given_up else entry['state']}; effects: {effects}; event "
+            f"{entry['eventId']} of {entry['sessionId']}"
+        )
+    if body["count"] > len(body["tasks"]):
+        yield f"        and {body['count'] - len(body['tasks'])} more: goclaw task list"
+    if body.get("fence"):
+        yield show.one_line(f"        effects.log: {json.dumps(body['fence'], ensure_ascii=False)}")

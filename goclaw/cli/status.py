@@ -5,7 +5,7 @@ Owns how that is shown. Not in here: the figures.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from goclaw.cli import show
 from goclaw.cli.place import home_of
@@ -43,6 +43,7 @@ def status(options: argparse.Namespace) -> int:
             "version": f"{found.version} ({'native' if found.native else 'pure Python'})",
             "lanes": f"{value['lanes']['busy']} of {value['lanes']['size']} busy",
             "tasks": ", ".join(f"{count} {state}" for state, count in busy.items()) or "none",
+            "last start": _recovered(value["recovered"]),
             "sessions": value["sessions"],
             "connections": value["connections"],
             "policy": value["policyVersion"][:12],
@@ -51,3 +52,13 @@ def status(options: argparse.Namespace) -> int:
         }
     )
     return 0 if found.ready else 1
+
+
+def _recovered(value: dict[str, Any]) -> str:
+    """What the start of this daemon found of the one before it (Q-15)."""
+    if value["eventId"] is None:
+        return "nothing was under way"
+    count = value["count"]
+    states = ", ".join(f"{number} {state}" for state, number in sorted(value["states"].items()))
+    tasks = f"{count} task{'' if count == 1 else 's'} under way"
+    return f"{tasks}{f': {states}' if states else ''}; see goclaw events _system"

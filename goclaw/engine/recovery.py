@@ -8,6 +8,7 @@ in store/queries.sql).
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,13 +18,28 @@ from goclaw.core import limits, log
 if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
-    from goclaw.store import Committed, Database
+    from goclaw.store import Database
 
     _Part = tuple[int, tuple[Any, ...]]
 
-__all__ = ["recover"]
+__all__ = ["Recovered", "recover"]
 
 _log = log.logger("engine.recovery")
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a start found, as in the event ``recovery.report``."""
+
+    count: int = 0
+    """Tasks whose attempt was lost."""
+    states: dict[str, int] = field(default_factory=dict)
+    """How many of them are in which state since."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    """Each by name, the first ``limits.EVENTS_PAGE_MAX``: ``taskId runId sessionId attempt state
+    kept repeated unknown eventId owner``; kept, repeated and unknown count its effects."""
+    event_id: int | None = None
+    """Of the report; None when there was nothing to report."""
 
 
 async def _take_up_fence(database: Database, clock: Clock) -> tuple[dict[str, Any], list[_Part]]:
@@ -59,7 +75,7 @@ async def _take_up_fence(database: Database, clock: Clock) -> tuple[dict[str, An
 
 async def recover(
     database: Database, clock: Clock, queue: QueueConfig, *, boot: str, system_sid: int
-) -> list[dict[str, Any]]:
+) -> Recovered:
     """Reclaim every lease of goclaw's own lanes; answers what became of each task.
 
     Leases of external workers live on until they expire, unless the machine was booted since.
@@ -73,47 +89,32 @@ async def recover(
             "rebase_boot", boot=boot, now=clock.wall_ms(), now_mono=clock.mono_ms()
         )
     lost = [
-        (tid, token, owner)
-        for tid, token, owner, _until, pool in await database.read("live_tasks")
+        (tid, token)
+        for tid, token, _owner, _until, pool in await database.read("live_tasks")
         if pool == "" or rebooted
     ]
-    touched = []
     for start in range(0, len(lost), limits.BATCH_OPERATIONS_MAX):
         page = lost[start : start + limits.BATCH_OPERATIONS_MAX]
         now = clock.wall_ms()
-        answers = await asyncio.gather(
+        await asyncio.gather(
             *(
                 database.write(
                     "reclaim", live=True, tid=tid, token=token, spent=1,
                     crash_budget=queue.crash_budget, reason="daemon_restarted", report=1, now=now,
                 )
-                for tid, token, _ in page
+                for tid, token in page
             )
         )  # fmt: skip
-        for (_, _, owner), committed in zip(page, answers, strict=True):
-            touched.append(_entry(owner, committed))
-            _log.info("reclaimed", extra={"data": touched[-1]})
     # Also what an earlier start reclaimed and did not live to report.
     report = database.bind(
         "recovery_report", sid=system_sid, most=limits.EVENTS_PAGE_MAX, now=clock.wall_ms(),
         fence=orjson.dumps(fence).decode() if fence else None,
     )  # fmt: skip
-    await database.apply(*begin, report)
-    return touched
-
-
-def _entry(owner: str, committed: Committed) -> dict[str, Any]:
-    """What became of one task: kept and repeated are counts of its effects."""
-    state, event_id, unknown, kept, again = committed.parts[0]
-    _, _, _, _, _, run_id, task_id, attempt, _, _ = committed.events[-1]
-    return {
-        "taskId": task_id,
-        "runId": run_id,
-        "attempt": attempt,
-        "state": state,
-        "kept": kept,
-        "repeated": again,
-        "unknown": unknown,
-        "eventId": event_id,
-        "owner": owner,
-    }
+    committed = await database.apply(*begin, report)
+    if not committed.events:
+        return Recovered()
+    event = committed.events[-1]
+    fields = orjson.loads(event[9])
+    for entry in fields["tasks"]:
+        _log.info("reclaimed", extra={"data": entry})
+    return Recovered(fields["count"], fields["states"], fields["tasks"], event[1])

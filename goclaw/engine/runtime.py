@@ -32,7 +32,7 @@ from goclaw.engine.gates import Gates
 from goclaw.engine.hub import Hub
 from goclaw.engine.intake import Intake, check_key
 from goclaw.engine.pools import Pools
-from goclaw.engine.recovery import recover
+from goclaw.engine.recovery import Recovered, recover
 from goclaw.engine.scheduler import Scheduler
 from goclaw.engine.schedules import Schedules
 from goclaw.engine.settlement import Settlement
@@ -112,8 +112,8 @@ class Engine:
         self._counts: Counter[str] = Counter()
         self._waiting: dict[str, list[asyncio.Future[RunEnd]]] = {}
         self._looks: set[asyncio.Task[None]] = set()
-        self.recovered: list[dict[str, Any]] = []
-        """What the start found: one entry a task, as in the event ``recovery.report``."""
+        self.recovered = Recovered()
+        """What the start found (Q-15)."""
 
     async def start(self) -> None:
         """Deliver commits on this loop and recover; nothing runs before ``open_lanes``."""

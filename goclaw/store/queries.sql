@@ -616,7 +616,8 @@ SELECT 1 WHERE :report;
 INSERT OR REPLACE INTO recovered (tid, entry)
 VALUES (:tid, json_object('taskId', :task_id, 'runId', :run_id, 'attempt', :attempt,
                           'state', :state, 'kept', :kept_count, 'repeated', :again_count,
-                          'unknown', :unknown_count, 'eventId', :event_id, 'owner', :owner));
+                          'unknown', :unknown_count, 'eventId', :event_id, 'owner', :owner,
+                          'sessionId', (SELECT session_id FROM sessions WHERE sid = :sid)));
 <<promote 0 | :sid | :line | w.broken IS NULL>>
 <<leave>>
 
@@ -630,7 +631,7 @@ SELECT count(*) AS count FROM recovered HAVING count(*) > 0 OR :fence IS NOT NUL
 SELECT s.head AS event_id, s.salt, s.link, NULL AS tid, NULL AS run_id, NULL AS task_id,
        0 AS attempt, NULL AS trace
   FROM sessions AS s WHERE s.sid = :sid;
-<<event 1 | 'recovery.report' | json_patch(json_object('count', :count, 'tasks', json((SELECT json_group_array(json(entry)) FROM (SELECT entry FROM recovered ORDER BY tid LIMIT :most)))), json_object('fence', json(:fence)))>>
+<<event 1 | 'recovery.report' | json_patch(json_object('count', :count, 'states', json((SELECT json_group_object(state, tasks) FROM (SELECT json_extract(entry, '$.state') AS state, count(*) AS tasks FROM recovered GROUP BY 1))), 'tasks', json((SELECT json_group_array(json(entry)) FROM (SELECT entry FROM recovered ORDER BY tid LIMIT :most)))), json_object('fence', json(:fence)))>>
 -- step: run
 DELETE FROM recovered;
 

@@ -13,7 +13,7 @@ from goclaw.core import limits
 from goclaw.core.clock import boot_id
 from goclaw.core.records import Call, Done, Failed, Succeeded
 from goclaw.core.states import EffectClass
-from goclaw.engine.recovery import recover
+from goclaw.engine.recovery import Recovered, recover
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,16 +60,19 @@ def test_own_leases_are_reclaimed_at_once_and_told(home: Path) -> None:
         return tasks
 
     async def second(world: World) -> None:
-        found = {entry["taskId"]: entry for entry in world.engine.recovered}
+        found = {entry["taskId"]: entry for entry in world.engine.recovered.tasks}
         assert set(found) == {task.task_id for task in tasks[:3]}
         for entry in found.values():
             assert entry["state"] == "QUEUED"
             assert entry["owner"] == "lane:boot1"
             assert entry["attempt"] == 1
+            assert entry["sessionId"] == sessions[entry["taskId"]]
         system = await world.intake.system_session()
         (name, report) = (await world.events(system))[-1]
         assert name == "recovery.report"
-        assert report == {"count": 3, "tasks": world.engine.recovered}
+        recovered = world.engine.recovered
+        assert report == {"count": 3, "states": {"QUEUED": 3}, "tasks": recovered.tasks}
+        assert (recovered.count, recovered.states) == (3, {"QUEUED": 3})
         for entry in report["tasks"]:
             task = await world.engine.task(entry["taskId"])
             events = await world.database.read(
@@ -88,11 +91,12 @@ def test_own_leases_are_reclaimed_at_once_and_told(home: Path) -> None:
         return Succeeded()
 
     async def third(world: World) -> None:
-        assert world.engine.recovered == []
+        assert world.engine.recovered == Recovered()
         system = await world.intake.system_session()
         assert (await world.types(system)).count("recovery.report") == 1
 
     tasks = house.live(first)
+    sessions = {task.task_id: task.session_id for task in tasks}
     house.live(second, lanes=False)
     house.live(third)
 
@@ -123,7 +127,7 @@ def test_the_report_says_what_was_kept_repeated_unknown_or_given_up(home: Path) 
         await settled()
 
     async def second(world: World) -> None:
-        (entry,) = world.engine.recovered
+        (entry,) = world.engine.recovered.tasks
         assert (entry["kept"], entry["repeated"], entry["unknown"]) == (2, 1, 1)
         assert entry["state"] == "DEAD_LETTER"
 
@@ -141,7 +145,7 @@ def test_leases_of_external_workers_live_on(home: Path) -> None:
         return task_id
 
     async def second(world: World) -> None:
-        assert world.engine.recovered == []
+        assert world.engine.recovered == Recovered()
         task = await world.engine.task(task_id)
         assert (task["state"], task["lease_owner"]) == ("RUNNING", "worker:1")
         await world.database.write(
@@ -178,7 +182,7 @@ def test_another_boot_ends_every_lease_and_keeps_what_was_left_to_wait(home: Pat
         return foreign, waits
 
     async def second(world: World) -> None:
-        assert [entry["taskId"] for entry in world.engine.recovered] == [foreign]
+        assert [entry["taskId"] for entry in world.engine.recovered.tasks] == [foreign]
         assert (await world.engine.task(foreign))["state"] == "QUEUED"
         # 100 s by the wall clock, of which 40 have passed while the machine was off.
         await passes(59_000)
@@ -205,10 +209,10 @@ def test_recovery_is_idempotent(home: Path) -> None:
 
     async def second(world: World) -> None:
         queue = world.engine.config.queue
-        assert len(world.engine.recovered) == 1
+        assert len(world.engine.recovered.tasks) == 1
         for _ in range(2):
             again = await recover(world.database, world.clock, queue, boot=boot_id(), system_sid=1)
-            assert again == []
+            assert again == Recovered()
 
     house.live(first)
     house.live(second, lanes=False)
@@ -228,7 +232,7 @@ def test_more_leases_than_one_batch(home: Path) -> None:
         assert world.engine.scheduler.busy == lanes
 
     async def second(world: World) -> None:
-        assert len(world.engine.recovered) == lanes
+        assert len(world.engine.recovered.tasks) == lanes
         system = await world.intake.system_session()
         assert len((await world.events(system))[-1][1]["tasks"]) == lanes
 

@@ -81,7 +81,7 @@ def test_what_is_not_done_in_time_is_handed_back(home: Path, drain_ms: int) -> N
         house.plays["long"] = lasting(1)
         states = [(await world.engine.run_ended(run)).state for run in runs]
         assert states == ["SUCCEEDED", "SUCCEEDED"]
-        assert world.engine.recovered == []  # a clean stop leaves nothing to recover
+        assert world.engine.recovered.tasks == []  # a clean stop leaves nothing to recover
         assert house.plays.order == ["long", "long", "next"]
 
     runs = house.live(first)
@@ -240,7 +240,7 @@ def test_a_claim_whose_lane_is_cancelled_is_given_back(home: Path, on_disk: bool
     house.live(main, lanes=False)
 
     async def after(world: World) -> None:
-        assert world.engine.recovered == []
+        assert world.engine.recovered.tasks == []
         ((row),) = (await world.engine.tasks(sid=None, before=None, state=None, limit=9),)
         assert await world.engine.run_ended(row[0]["run_id"])
         assert house.plays.order == ["work"]
@@ -278,7 +278,7 @@ def test_suspended_queued_and_backed_off_tasks_stay_as_they_are(home: Path) -> N
         return [task.run_id for task in tasks]
 
     async def second(world: World) -> None:
-        assert world.engine.recovered == []
+        assert world.engine.recovered.tasks == []
         await world.engine.signal(runs[0], "go", b"")
         assert {(await world.engine.run_ended(run)).state for run in runs} == {"SUCCEEDED"}
 

@@ -51,10 +51,11 @@ SCANS = {
 }
 # Rows that are counted: once at the start, and for a person who asks.
 COUNTS = {"sessions_count"}
-# Sorted are ten levels at most, the heads of a list of sessions, one task's rows, open questions.
+# Sorted are ten levels at most, the heads of a list of sessions, one task's rows, open questions,
+# what one start reclaimed.
 SORTS = {
     "claim", "claim_sessions", "cancel", "effect_fail", "effect_intent", "open_tasks_of_session",
-    "expired_leases", "approvals_listed", "approvals_of_task", "expire",
+    "expired_leases", "approvals_listed", "approvals_of_task", "expire", "recovery_report",
 }  # fmt: skip
 
 
