@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Plant = Callable[[pytest.MonkeyPatch], None]
 
-SEEDS_MAX = 150  # a bug that hides longer than this is not noticed
+SEEDS_MAX = 500  # a bug that hides longer than this is not noticed
 CATALOGUE = queries.load()
 
 
