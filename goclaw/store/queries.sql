@@ -77,14 +77,18 @@ SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload WHERE <<condit
 -- Start-time fair queueing: start = max(V[level] - one claim, finish of the session's last claim). A
 -- session whose line was not empty while its own task kept it back loses nothing by that one claim.
 -- At equal start the session goes first that was served longest ago (tie). One that comes from idle
--- goes before all (tie 0) and is charged from V; whoever does it twice has nothing left to come with.
+-- goes before all (tie 0) and is charged from V; who was away for less than a round does not (the
+-- heads that are there now, up to 64, are a round).
 -- stays: its session was not idle since its last claim.
 -- fragment: promote stays sid line sound
 -- section
 -- step: need
 SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
        t.kind = 'prompt' AS p_interactive, l.v AS p_v, ifnull(f.finish, 0) AS p_finish,
-       ifnull(iif(<<stays>> OR f.finish > l.v + 1048576
+       ifnull(iif(<<stays>>
+                  OR (f.finish >= l.v AND min(p.claims - f.served_at, 63)
+                        < (SELECT count(*) FROM (SELECT 1 FROM heads AS h
+                                                  WHERE h.pool = t.pool LIMIT 64)))
                   OR EXISTS (SELECT 1 FROM heads AS h
                               WHERE h.sid = <<sid>> AND h.pool = t.pool AND h.rank = t.rank),
                   f.served_at + 1, 0), 0) AS p_tie,
