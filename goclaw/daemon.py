@@ -287,6 +287,7 @@ class Daemon:
             "policyVersion": self.policies.version,
             "synchronous": self.config.store.synchronous,
             "databaseBytes": size,
+            "fairness": await self.engine.fairness(),
         }
 
     def _disk_trouble(self) -> None:

@@ -35,6 +35,7 @@ def status(options: argparse.Namespace) -> int:
         show.json_line(found.json)
         return 0
     value = found.json
+    fairness = value["fairness"]
     busy = {state: count for state, count in value["tasks"].items() if count}
     show.pairs(
         {
@@ -49,6 +50,10 @@ def status(options: argparse.Namespace) -> int:
             "policy": value["policyVersion"][:12],
             "synchronous": value["synchronous"],
             "database": f"{value['databaseBytes']} bytes",
+            "fairness": (
+                f"{fairness['serviceSkew']} turns, {fairness['maxWaitSkew']} claims apart; "
+                f"overtaken by {fairness['longestOvertaking']} (last {fairness['claims']} claims)"
+            ),
         }
     )
     return 0 if found.ready else 1

@@ -50,6 +50,7 @@ FULL_RETRY_MS: Final = 1_000  # a full queue asks to be tried again after this
 PRIORITY_MAX: Final = 9
 PRIORITY: Final = 5
 AGING_FACTOR: Final = 16  # claims per priority level until a waiting head is due (Q-8c)
+FAIRNESS_CLAIMS: Final = 256  # the last ones, whose skews `status` tells; work grows by the square
 AGING_FACTOR_MAX: Final = 1_000_000  # beyond it there is no aging
 CLAIM_MAX: Final = 64  # tasks one worker may claim at once
 CLAIM_WAIT_MS_MAX: Final = 30_000  # of a claim that waits for work: within every proxy's patience

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
     from goclaw.core.decisions import Decision
+    from goclaw.engine.fairness import Fairness
     from goclaw.store import Committed, Database, Event
 
 __all__ = ["Lease", "Pools"]
@@ -64,10 +65,12 @@ class Pools:
         queue: QueueConfig,
         *,
         policy_version: Callable[[], str],
+        fairness: Fairness,
         remember: Callable[[Held], None],
     ) -> None:
         self._database, self._clock, self._queue = database, clock, queue
         self._policy_version, self._remember = policy_version, remember
+        self._fairness = fairness
         self._changes = 0
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -203,6 +206,8 @@ class Pools:
                 (token, row) for token, row in zip(tokens, committed.parts[2:], strict=True)
                 if row[0] is not None
             ]  # fmt: skip
+            for _, row in found:
+                self._fairness.note(pool, row[1], row[-6:])
             return await self._leases(found)
         except BaseException:
             claiming.add_done_callback(lambda future: self._forget_claim(tokens, future))

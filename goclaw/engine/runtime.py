@@ -27,6 +27,7 @@ from goclaw.core.states import TERMINAL, State
 from goclaw.engine.approvals import Approvals
 from goclaw.engine.dead_letters import DeadLetters
 from goclaw.engine.external import External
+from goclaw.engine.fairness import Fairness, Turn, measure
 from goclaw.engine.forks import fork
 from goclaw.engine.gates import Gates
 from goclaw.engine.hub import Hub
@@ -90,10 +91,11 @@ class Engine:
         self.subtasks = Subtasks(
             database, clock, self.intake, cancel=self.cancel_task, on_session=self._take_up
         )
-        self._only_sids = only_sids
+        self._fairness, self._only_sids = Fairness(), only_sids
         self.scheduler = Scheduler(
             database, clock, config.queue, runner, f"lane:{daemon_boot}", self.gates, self.subtasks,
-            load_session=self._session_of, policy_version=policy_version, only_sids=only_sids,
+            load_session=self._session_of, policy_version=policy_version,
+            fairness=self._fairness, only_sids=only_sids,
         )  # fmt: skip
         self.settlement = Settlement(
             database, clock, self.task, self.intake.session_by_sid, call_of
@@ -102,7 +104,7 @@ class Engine:
         self.external = External(database, clock, config.queue)
         self.pools = Pools(
             database, clock, config.queue, policy_version=policy_version,
-            remember=self.external.remember,
+            fairness=self._fairness, remember=self.external.remember,
         )  # fmt: skip
         self.why = Why(database, clock, self.scheduler, self.pools)
         self._schedules = Schedules(
@@ -428,6 +430,20 @@ class Engine:
     def open_tasks(self) -> int:
         """Tasks that are not terminal."""
         return sum(count for state, count in self._counts.items() if state not in TERMINAL)
+
+    async def fairness(self) -> dict[str, int]:
+        """How fairly the last claims were shared (Q-8); see ``measure`` in engine/fairness.py."""
+        turns = self._fairness.turns()
+        pools: list[str] = []
+        if self._only_sids is None:  # an embedded daemon leaves the others' tasks alone
+            pools = list({turn.pool for turn in turns})
+
+        def told() -> dict[str, int]:
+            found = self.database.fetch("heads_waiting", pools=orjson.dumps(pools).decode())
+            return measure(turns, [Turn(*row) for row in found])
+
+        shown: dict[str, int] = await self.database.in_reader(told)
+        return shown
 
     def task_counts(self) -> dict[str, int]:
         """How many tasks are in each state; a fold of the committed events."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
     from goclaw.core.records import Runner, Session
+    from goclaw.engine.fairness import Fairness
     from goclaw.engine.gates import Gates
     from goclaw.engine.subtasks import Subtasks
     from goclaw.store import Committed, Database, Event
@@ -68,11 +69,13 @@ class Scheduler:
         *,
         load_session: Callable[[int], Awaitable[Session]],
         policy_version: Callable[[], str],
+        fairness: Fairness,
         only_sids: Set[int] | None = None,
     ) -> None:
         self._database, self._clock, self._queue, self._runner = database, clock, queue, runner
         self._owner, self._load_session, self._policy_version = owner, load_session, policy_version
         self._only_sids, self._gates, self._subtasks = only_sids, gates, subtasks
+        self._fairness = fairness
         self._changes = 0
         self._idle: deque[asyncio.Future[None]] = deque()
         self._lanes: list[asyncio.Task[None]] = []
@@ -241,8 +244,9 @@ class Scheduler:
             return None
         (
             tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown, trace,
-            _, payload, key, client, origin, failures, *_served,
+            _, payload, key, client, origin, failures, *served,
         ) = found  # fmt: skip
+        self._fairness.note("", sid, served, in_order=not claim.reserved)
         try:
             session = await self._load_session(sid)
         except GoclawError as error:

@@ -1566,6 +1566,17 @@ SELECT t.tid FROM tasks AS t INDEXED BY tasks_waiting
 -- query: schedule_of tid
 SELECT cron, zone, misfire FROM schedules WHERE tid = :tid;
 
+-- The oldest head of each level, as Turn of engine/fairness.py.
+-- query: heads_waiting pools
+SELECT h.pool, h.sid, p.claims, h.rank, s.weight, p.claims - h.ready_at, l.passed - h.passed_at,
+       h.stays
+  FROM json_each(:pools) AS j CROSS JOIN pools AS p ON p.pool = j.value
+  JOIN levels AS l ON l.pool = p.pool
+  JOIN heads AS h ON (h.sid, h.line) = (SELECT a.sid, a.line FROM heads AS a
+                                         WHERE a.pool = l.pool AND a.rank = l.rank
+                                         ORDER BY a.ready_at, a.tid LIMIT 1)
+  JOIN sessions AS s ON s.sid = h.sid;
+
 -- query: ready_pools pools
 SELECT j.value FROM json_each(:pools) AS j
  WHERE EXISTS (SELECT 1 FROM heads AS h WHERE h.pool = j.value);
