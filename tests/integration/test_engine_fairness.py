@@ -1,7 +1,7 @@
 """What a daemon tells of its fairness while it works: even where it is, and each planted bug shows.
 
 Owns the live figures of Q-8 on a real engine. Not in here: the bounds themselves
-(test_store_fairness.py), reserved lanes (test_engine_reserved.py).
+(test_store_fairness.py), reserved lanes (test_engine_gates.py).
 """
 
 from __future__ import annotations
