@@ -216,6 +216,11 @@ class Scheduler:
         self._claiming[token] = reserved
         return _Claim(token, reserved, self._changes, version, part)
 
+    def _room_grew(self) -> None:
+        """A lane that found nothing for a reserved one may take any task now."""
+        if self._queue.reserved_lanes:
+            self._one_more()
+
     def _has_room(self) -> bool:
         """True while one more task that is no prompt leaves the reserved lanes alone (Q-16)."""
         if not self._queue.reserved_lanes:
@@ -262,6 +267,7 @@ class Scheduler:
             return None  # canceled or reclaimed before it began
         self._started.discard((task_id, attempt))
         self.claims += 1
+        self._room_grew()  # a claim under way counted as no prompt
         task = Task(
             tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown,
             trace or "", payload, key, client, origin, claim.policy_version, failures,
@@ -294,6 +300,7 @@ class Scheduler:
             found = await attempt.run(self._runner, following)
         finally:
             del self.live[key]
+            self._room_grew()
         if claim is None:
             return None, None
         if found is None:

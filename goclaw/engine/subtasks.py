@@ -101,7 +101,7 @@ class Subtasks:
         return Done(_told(row), failed=row["state"] != State.SUCCEEDED)
 
     async def _wake(self, tid: int) -> None:
-        if await self._database.read("open_children_of", tid=tid):
+        if await self._database.read("children_of", tid=tid):
             return  # the last of them wakes it
         await self._database.write(
             "wake", live=True, tid=tid, now_mono=None, waits_for="subtask", reason="subtask",

@@ -1541,9 +1541,10 @@ SELECT ordinal, name, failed, result FROM effects
 <<task_row t.state = 'DEAD_LETTER' AND t.dropped_at IS NULL AND t.tid < :before AND (:fingerprint IS NULL OR t.fingerprint = :fingerprint)>>
  ORDER BY t.tid DESC LIMIT :limit;
 
--- query: open_children_of tid
-SELECT tid FROM tasks
- WHERE parent_tid = :tid AND state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED') LIMIT 1;
+-- Of sub-tasks only those that have not ended.
+-- query: children_of tid
+SELECT tid, task_id, state FROM tasks
+ WHERE parent_tid = :tid AND state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED');
 
 -- query: open_children
 SELECT c.task_id, t.tid, t.task_id AS parent_id, t.state

@@ -227,7 +227,7 @@ PHASES = [
         "after_claim", "before_intent", "after_intent", "before_result", "after_result",
         "before_complete", "after_complete",
     )),
-    "after_claim:kill", "after_commit:kill@5", "after_commit:kill@9", "before_publish:kill@7",
+    "after_claim:kill", "after_commit:kill@20", "after_commit:kill@25", "before_publish:kill@7",
 ]  # fmt: skip
 
 
