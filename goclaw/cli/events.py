@@ -71,4 +71,4 @@ def _recovered(body: dict[str, Any]) -> Iterator[str]:
     if body["count"] > len(body["tasks"]):
         yield f"        and {body['count'] - len(body['tasks'])} more: goclaw task list"
     if body.get("fence"):
-        yield show.one_line(f"        restore fence: {json.dumps(body['fence'], ensure_ascii=False)}")
+        yield show.one_line(f"        fence: {json.dumps(body['fence'], ensure_ascii=False)}")

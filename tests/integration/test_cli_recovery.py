@@ -103,5 +103,5 @@ def test_a_long_report_and_what_the_fence_says_are_lines_too() -> None:
         "        task_1  attempt 2 was lost, SUSPENDED; effects: 3 kept, 1 repeated, 1 unknown; "
         "event 17 of session_ 1",
         "        and 1499 more: goclaw task list",
-        '        effects.log: {"epoch": 2, "fenced": 5}',
+        '        fence: {"epoch": 2, "fenced": 5}',
     ]
