@@ -7,6 +7,7 @@ says ``"native": false``. ``GOCLAW_BUILD=require`` turns a failed build into an 
 
 import os
 import sys
+from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -50,6 +51,14 @@ def compiler_works(command: build_ext) -> bool:
     return True
 
 
+def sources(name: str) -> list[str]:
+    """A native module's own text and what it may include: a changed one builds anew. The sdist
+    ships these, and without them only the C that Cython made.
+    """
+    parts = sorted(file for kind in ("h", "pxd", "pxi") for file in glob(f"goclaw/_fast/*.{kind}"))
+    return [f"goclaw/_fast/{name}.pyx", *parts]
+
+
 def extensions() -> list[Extension]:
     """The native modules, or none where the pure build was asked for."""
     if MODE == "pure":
@@ -62,7 +71,7 @@ def extensions() -> list[Extension]:
                 f"goclaw._fast.{name}",
                 [f"goclaw/_fast/{name}.pyx"],
                 include_dirs=["goclaw/_fast"],
-                depends=["goclaw/_fast/sqlite_table.h", "goclaw/_fast/sha256.h"],
+                depends=sources(name),
                 extra_compile_args=["-O2", "-pthread", "-fno-strict-aliasing"],
                 extra_link_args=["-pthread"],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if TRACE else [],
