@@ -88,12 +88,23 @@ class Producer(Player):
                 "parallel": self.chance.random() < 0.7, "maxAttempts": 4,
             }  # fmt: skip
             fields: dict[str, Any] = {"key": key}
+            payload: dict[str, Any] = {"n": number, "by": self.name}
             if self.chance.random() < 0.8:
-                params |= {"pool": POOL, "payload": {"n": number, "by": self.name}}
-            else:
+                params |= {"pool": POOL, "payload": payload}
+                if self.chance.random() < 0.1:
+                    payload["timeout"] = self.chance.choice((0.3, 1.0))
+                    params["timeoutMs"] = int(payload["timeout"] * 1000)
+            elif self.chance.random() < 0.7:
                 params |= {"tool": "sleep", "arguments": {"seconds": 0.02}}
+            else:  # a sub-task, in a session of its own
+                params |= {"tool": "delegate", "arguments": {"prompt": "/sleep 0.05"}}
+            rest_ms = self.chance.randrange(100, 4000)
             if self.chance.random() < 0.1:
                 params["notBeforeMs"] = int(time.time() * 1000) + self.chance.randrange(1500)
+                rest_ms += 1500
+            if self.chance.random() < 0.05:
+                params["deadlineMs"] = int(time.time() * 1000) + rest_ms
+                fields["deadline"] = time.monotonic() + rest_ms / 1000
             try:
                 accepted = self.insisted(
                     "enqueue", "_goclaw/task/submit", params,
@@ -162,7 +173,8 @@ class Worker(Player):
                 number = self.diary.begin("claim", at=began, worker=self.name)
             self.diary.edge(
                 "ok", "claim", number, at, worker=self.name, task=task["taskId"],
-                attempt=task["attempt"], token=task["leaseToken"], ttl=self.lease_s,
+                attempt=task["attempt"], token=task["leaseToken"],
+                ttl=min(self.lease_s, task["payload"].get("timeout", self.lease_s)),
             )  # fmt: skip
         for task in claimed:
             try:
@@ -183,14 +195,14 @@ class Worker(Player):
             return
         if not self.effect(task, lease, forget=0.93 < fate < 0.96):
             return
-        if self.chance.random() < 0.3:
+        if self.chance.random() < 0.3 and "timeout" not in task["payload"]:
             self.said("beat", "_goclaw/worker/heartbeat", lease, **named, ttl=self.lease_s)
         if self.chance.random() < 0.3:
             update = {
                 "sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": "x"},
             }  # fmt: skip
             self.peer.call("_goclaw/worker/emit", {**lease, "update": update})
-        if fate < 0.3:
+        if fate < 0.3 and not self.over:
             # Slow or late: somebody else may have it by now, who is slow too.
             time.sleep(self.lease_s * self.chance.uniform(0.5, 1.8))
         if fate > 0.96:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["Operation", "judge", "operations", "read"]
+__all__ = ["AT_ONCE", "Operation", "judge", "operations", "read"]
+
+AT_ONCE = 6
+"""As many attempts as the gate of the workers' pool lets in."""
+CLOCKS_S = 0.1  # a deadline is wall time, a diary is not
+LATE_S = 20  # a daemon that has just come back looks at its deadlines within that
 
 
 @dataclass
@@ -71,7 +76,8 @@ def judge(edges: list[dict[str, Any]]) -> list[str]:
     for one in done:
         by[one.op].append(one)
     return [
-        *_accepted(by), *_leases(by), *_ends(by), *_effects(by), *_events(by), *_replays(by),
+        *_accepted(by), *_leases(by), *_gate(by), *_deadlines(by), *_ends(by), *_effects(by),
+        *_events(by), *_replays(by),
     ]  # fmt: skip
 
 
@@ -125,6 +131,54 @@ def _leases(by: dict[str, list[Operation]]) -> Iterator[str]:
                 yield f"{task} had two owners: {first.token} and {second.token}"
             if second.attempt < first.attempt and second.asked > first.answered:
                 yield f"{task}: attempt {second.attempt} came after {first.attempt}"
+
+
+def _gate(by: dict[str, list[Operation]]) -> Iterator[str]:
+    """Q-16: never more attempts at once than the gate lets in, as far as anybody can be sure."""
+    over: dict[str, float] = {}
+    for one in [*by["complete"], *by["failop"]]:
+        over[one.token] = min(over.get(one.token, float("inf")), one.asked)
+    for one in by["cancel"]:
+        over[one.task] = min(over.get(one.task, float("inf")), one.asked)
+    for one in by["enqueue"]:
+        if one.k == "ok" and one.deadline is not None:
+            over[one.task] = min(over.get(one.task, float("inf")), one.deadline)
+    edges = []
+    for one in by["claim"]:
+        if one.k == "ok" and one.task is not None:
+            end = min(
+                one.asked + one.ttl,
+                over.get(one.token, float("inf")),
+                over.get(one.task, float("inf")),
+            )
+            if end > one.answered:
+                edges += [(one.answered, 1), (end, -1)]
+    running = 0
+    for _, step in sorted(edges):
+        running += step
+        if running > AT_ONCE:
+            yield f"{running} attempts ran behind a gate for {AT_ONCE}"
+            return
+
+
+def _deadlines(by: dict[str, list[Operation]]) -> Iterator[str]:
+    """Q-13: a deadline ends its task, gives its own reason, and comes neither early nor never."""
+    finals = _finals(by)
+    known = {one.task: one.deadline for one in by["enqueue"] if one.k == "ok"}
+    for final in finals:
+        for task, stands in final.tasks.items():
+            deadline = known.get(task)
+            failed = stands["reason"] == "deadline_exceeded"
+            if failed and (deadline is None or stands["state"] != "FAILED"):
+                yield f"{task} is {stands['state']} over a deadline that it has not"
+            elif failed and deadline > final.answered + CLOCKS_S:
+                yield f"{task} failed before its deadline"
+            elif (
+                deadline is not None
+                and deadline + LATE_S < final.asked
+                and stands["state"] not in TERMINAL
+            ):
+                yield f"{task} outlived its deadline"
 
 
 def _stale(by: dict[str, list[Operation]], claims: list[Operation]) -> Iterator[str]:

@@ -36,6 +36,7 @@ lease_ms = {LEASE_MS}
 backoff_ms_min = 20
 backoff_ms_max = 400
 max_attempts = 4
+bounds = "pool:storm {storm_judge.AT_ONCE} at once; tool:sleep 2 at once, 40/s"
 [listen]
 address = "none"
 """
@@ -205,17 +206,7 @@ class Storm:
         while True:
             page = peer.call("_goclaw/task/list", {"limit": 1000, "after": after})
             for task in page["tasks"]:
-                found[task["taskId"]] = {
-                    name: task[name]
-                    for name in (
-                        "state",
-                        "failures",
-                        "result",
-                        "maxAttempts",
-                        "reason",
-                        "sessionId",
-                    )
-                }
+                found[task["taskId"]] = {name: task[name] for name in SHOWN}
             after = page.get("next")
             if after is None:
                 return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from storm_judge import judge
+from storm_judge import AT_ONCE, judge
 from storm_run import Storm
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ SECONDS = float(os.environ.get("GOCLAW_STORM_SECONDS", "8"))
 
 
 @pytest.mark.req(
-    "Q-1", "Q-2", "Q-3", "Q-4", "Q-5", "Q-6", "Q-9", "Q-11", "Q-12", "E-1", "E-3", "E-6", "I-1",
-    "I-2", "I-3", "I-4", "W-4", "W-11", "A-10", "G-1", "G-2", "G-3",
+    "Q-1", "Q-2", "Q-3", "Q-4", "Q-5", "Q-6", "Q-9", "Q-11", "Q-12", "Q-13", "Q-16", "E-1", "E-3",
+    "E-6", "I-1", "I-2", "I-3", "I-4", "W-4", "W-11", "A-10", "G-1", "G-2", "G-3",
 )  # fmt: skip
 @pytest.mark.timeout(400)
 def test_a_storm_leaves_no_trace() -> None:
@@ -52,9 +52,12 @@ def done(number: int, t: float, op: str, **fields: Any) -> list[dict[str, Any]]:
 def history() -> list[dict[str, Any]]:
     """One task from its submission to its end, as three clients saw it."""
     result = {"n": 1}
-    task = {"state": "SUCCEEDED", "failures": 0, "result": result, "maxAttempts": 4}
+    task = {
+        "state": "SUCCEEDED", "reason": "finished", "failures": 0, "maxAttempts": 4,
+        "result": result,
+    }  # fmt: skip
     edges = [
-        *done(1, 0, "enqueue", key="k", task="a"),
+        *done(1, 0, "enqueue", key="k", task="a", deadline=20),
         *done(2, 2, "claim", task="a", attempt=1, token="T1", ttl=10),
         edge(3, 3, "ok", "effect", idem="i", task="a", attempt=1),
         *done(4, 4, "beat", task="a", token="T1", ttl=10),
@@ -129,6 +132,25 @@ def not_done(edges: list[dict[str, Any]]) -> None:
     edges[:] = [one for one in edges if one["op"] != "effect"]
 
 
+def crowd(edges: list[dict[str, Any]]) -> None:
+    for number in range(AT_ONCE):
+        edges += done(
+            20 + number, 3, "claim", task=f"b{number}", attempt=1, token=f"B{number}", ttl=9
+        )
+
+
+def hurried(edges: list[dict[str, Any]]) -> None:
+    for one in named(edges, "final"):
+        one["tasks"]["a"] |= {"state": "FAILED", "reason": "deadline_exceeded"}
+    for one in named(edges, "enqueue"):
+        one["deadline"] = 60
+
+
+def ageless(edges: list[dict[str, Any]]) -> None:
+    for one in named(edges, "final"):
+        one["tasks"]["a"]["state"] = "QUEUED"
+
+
 def hole(edges: list[dict[str, Any]]) -> None:
     edges.remove(next(one for one in named(edges, "event") if one["event_id"] == 2))
 
@@ -162,6 +184,8 @@ CRIMES: dict[Callable[[list[dict[str, Any]]], None], str] = {
     same_token: "was given twice", same_attempt: "an attempt number twice",
     changed_result: "has another result", undone: "was completed and is QUEUED",
     claimed_again: "claimed after its completion", repeated: "happened 2 times",
+    crowd: "7 attempts ran behind a gate", hurried: "failed before its deadline",
+    ageless: "outlived its deadline",
     not_done: "without its effect", hole: "saw event 3 of s after 1",
     twin: "saw event 2 of s after 2", rebound: "is two things",
     short_cut: "goes from RUNNING", short_replay: "ends too soon", torn_replay: "has a hole",
