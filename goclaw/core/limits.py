@@ -111,6 +111,12 @@ DELTA_MS_MIN: Final = 30  # deltas of a message are coalesced at least this long
 DELTA_FLUSHES: Final = 4  # or this many times what a flush took: a slow disk gets larger deltas
 DELTA_BYTES_MAX: Final = 4 * KIB  # or this many bytes
 EVENTS_PAGE_MAX: Final = 1_000  # _goclaw/session/events
+WATCH_MS_MIN: Final = 100  # between two pictures for one watcher
+WATCH_MS: Final = 1_000  # unless it says otherwise
+WATCH_MS_MAX: Final = 3_600_000  # beyond it nobody watches
+WATCH_TASKS_MAX: Final = 10_000  # looked at for the sessions of a picture; its totals are exact
+WATCH_SESSIONS_MAX: Final = 100  # in one picture, those with a running task first
+LATEST_EVENTS_MAX: Final = 1_000  # looked at for a conflated reader: what it sees of an older past
 
 # -- time --------------------------------------------------------------------------------------
 IDEMPOTENCY_WINDOW_MS: Final = 7 * DAY_MS
@@ -231,6 +237,7 @@ assert CHECKPOINT_BYTES <= WAL_BYTES_MAX
 assert CHECKPOINT_WAIT_MS < BUSY_MS_MAX
 assert 10 * STOP_RETRY_MS <= CLOSE_MS_MAX
 assert 2 * TOOL_SHOWN_BYTES_MAX < EVENT_BYTES_MAX
+assert WATCH_MS_MIN <= WATCH_MS <= WATCH_MS_MAX
 assert EVENT_BYTES_MAX <= RESULT_BYTES_MAX <= FRAME_BYTES_MAX
 assert LAG_BYTES_MAX < RING_BYTES_TOTAL
 assert DRAIN_MS_MAX < START_MS_MAX

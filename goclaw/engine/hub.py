@@ -17,6 +17,7 @@ from goclaw.core.errors import ReplayGap
 from goclaw.core.faults import faultpoint
 from goclaw.protocol.jsonrpc import event_frame, packed_frames
 from goclaw.protocol.messages import EventKind
+from goclaw.protocol.updates import sort_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,6 +235,35 @@ class Hub:
                 session_id, sid, cursor, limits.READ_BYTES_MAX, mask, lines=True, rows_max=rows_max
             )
         )
+        return read
+
+    async def read_latest(
+        self, channel: Channel, cursor: int, mask: int, *, lines: bool
+    ) -> tuple[bytes, int]:
+        """The newest event of each kind after ``cursor``, in order, and the cursor behind them.
+
+        Of updates each sort is a kind. What is older than the last ``limits.LATEST_EVENTS_MAX``
+        events is passed over, kept or not, so this is never a gap.
+        """
+
+        def conflated() -> tuple[bytes, int]:
+            newest: dict[tuple[str, str], int] = {}
+            last = max(cursor, channel.head - limits.LATEST_EVENTS_MAX)
+            while rows := self._database.fetch_page(channel.sid, last, limits.READ_BYTES_MAX):
+                for row in rows:
+                    if mask >> row[1] & 1:
+                        newest[sort_of(row[2], row[8])] = row[0]
+                last = rows[-1][0]
+            frames = [
+                self._fetch(
+                    channel.session_id, channel.sid, event_id - 1, 1, mask, lines=lines, rows_max=1
+                )[0]
+                for event_id in sorted(newest.values())
+            ]
+            return b"".join(frames), last
+
+        self.replayed_cold += 1
+        read: tuple[bytes, int] = await self._database.in_reader(conflated)
         return read
 
     def read_warm(

@@ -29,6 +29,7 @@ from goclaw.core.errors import (
 from goclaw.gateway.outbox import Outbox
 from goclaw.gateway.params import Params
 from goclaw.gateway.permissions import Permissions
+from goclaw.gateway.watch import Watch
 from goclaw.protocol.jsonrpc import (
     Answer,
     Call,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from goclaw.gateway.scopes import AttemptPass
     from goclaw.gateway.services import Services
     from goclaw.gateway.transports import Transport
+    from goclaw.gateway.watch import Board
     from goclaw.protocol.messages import Notification
 
 __all__ = ["Connection", "Handler", "Later", "Reply", "Turn", "Wait"]
@@ -130,6 +132,7 @@ class Connection:
         services: Services,
         roster: Roster,
         permits: Permits,
+        board: Board,
         transport: Transport,
         origin: Origin,
         methods: dict[str, Handler],
@@ -140,6 +143,7 @@ class Connection:
         attempt: AttemptPass | None = None,
     ) -> None:
         self.services, self.roster, self.permits = services, roster, permits
+        self._board = board
         self.engine = services.engine
         self.connection_id = connection_id or self.engine.clock.new_id("connection")
         self.origin = origin
@@ -161,6 +165,7 @@ class Connection:
         self._current: Call | None = None
         self._waits: dict[Call, Wait] = {}
         self._unwritten: list[Callable[[], None]] = []
+        self._watch: Watch | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = True
         self._quiet: asyncio.Event | None = None
@@ -290,6 +295,7 @@ class Connection:
         if self.services.config.acp.on_disconnect == "cancel":
             for turn in self._turns.values():
                 self.roster.background(self._cancel_turn(turn))
+        self.watch((), limits.WATCH_MS)
         self.gone.set()
 
     # -- requests ------------------------------------------------------------------------------
@@ -417,6 +423,20 @@ class Connection:
             why = self.engine.database.trouble
             self.notify("_goclaw/storage", {"ok": not why, "message": why})
 
+    def watch(self, fields: tuple[str, ...], interval_ms: int) -> None:
+        """Tell the daemon's state from now on, in place of what was watched; no fields: nothing."""
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = None
+        if fields and self.opted_in:
+            self._watch = Watch(self._board, fields, interval_ms, self._tell_state)
+
+    def _tell_state(self, state: dict[str, Any]) -> bool:
+        if self._transport.paused:
+            return False
+        self.notify("_goclaw/system/state", state)
+        return True
+
     # -- turns ---------------------------------------------------------------------------------
 
     @property
@@ -472,10 +492,17 @@ class Connection:
                 unit="sessions",
             )
 
-    def attach(self, session: Session, position: int, *, controller: bool = True) -> None:
+    def attach(
+        self,
+        session: Session,
+        position: int,
+        *,
+        controller: bool = True,
+        latest: bool = False,
+    ) -> None:
         """Send the session's events from ``position`` on, and tell the daemon that it is in use."""
         self.services.on_session(session.sid)
-        self.outbox.subscribe(session, position, controller=controller)
+        self.outbox.subscribe(session, position, controller=controller, latest=latest)
 
     def attach_live(self, session: Session) -> None:
         """Attach unless it is attached already."""

@@ -229,11 +229,12 @@ def attached(
     result: dict[str, Any],
     *,
     controller: bool = True,
+    latest: bool = False,
 ) -> Reply:
     """An answer, and behind it what the session did after ``position``."""
 
     def then() -> None:
-        connection.attach(session, position, controller=controller)
+        connection.attach(session, position, controller=controller, latest=latest)
         if controller:
             connection.ask_undecided(session, session.head)
 

@@ -48,6 +48,8 @@ class Cursor:
     channel: Channel
     position: int
     controller: bool
+    latest: bool = False
+    """Conflated: while it catches up, the newest event of each kind is all it is sent."""
     state: SubState = SubState.NONE
     ahead: deque[tuple[bytes, int]] = field(default_factory=deque)
     """Pages of the store that follow ``position``, each with the position behind it."""
@@ -146,10 +148,14 @@ class Outbox:
 
     # -- subscriptions -------------------------------------------------------------------------
 
-    def subscribe(self, session: Session, position: int, *, controller: bool) -> None:
+    def subscribe(
+        self, session: Session, position: int, *, controller: bool, latest: bool = False
+    ) -> None:
         """Send what comes after ``position``; an earlier cursor of the session is replaced.
 
         ``session`` is as of one read, ``position`` within it (``protocol.session.place``).
+        ``latest``: a reader that falls behind is sent the newest event of each kind instead of
+        all, and is never counted as slow.
         """
         if not self._open:
             return
@@ -157,11 +163,12 @@ class Outbox:
         old = self._cursors.get(sid)
         channel = self._hub.watch(sid, session.session_id, session.head, self)
         state = SubState.NONE if old is None else old.state
-        cursor = Cursor(session.session_id, channel, position, controller, state)
+        cursor = Cursor(session.session_id, channel, position, controller, latest, state)
         cursor.move(SubEvent.SUBSCRIBE)
         self._cursors[sid] = cursor
+        channel.stalled.discard(self)
         if self._transport.paused:
-            channel.stalled.add(self)
+            self._count(cursor)
             if cursor.state is SubState.REPLAYING:
                 cursor.move(SubEvent.FULL)
         self._release(sid, position)
@@ -227,9 +234,14 @@ class Outbox:
         self._mark = self._transport.buffered()
         self._lag_events = self._lag_bytes = 0
         for cursor in self._cursors.values():
-            cursor.channel.stalled.add(self)
+            self._count(cursor)
             cursor.ahead.clear()  # the cursor keeps the place, memory is for readers that keep up
             cursor.move(SubEvent.FULL)
+
+    def _count(self, cursor: Cursor) -> None:
+        """Be told of each event that is committed for a full socket."""
+        if not cursor.latest:  # nothing piles up for one that passes over what it missed
+            cursor.channel.stalled.add(self)
 
     def drained(self) -> None:
         """It takes bytes again."""
@@ -278,14 +290,28 @@ class Outbox:
         if cursor is None:
             del self._behind[sid]
             return b""
+        if cursor.latest and cursor.state is SubState.REPLAYING:
+            return self._next_latest(sid, cursor)
         warm = self._hub.read_warm(
             cursor.channel, cursor.position, limits.WRITE_BYTES_MAX, self._mask,
             lines=self._transport.lines,
         )  # fmt: skip
+        if cursor.latest and (warm is None or warm[1] < cursor.channel.head):
+            return self._next_latest(sid, cursor)
         if warm is not None:
             cursor.ahead.clear()
             return self._advance(sid, cursor, *warm)
         return self._next_page(sid, cursor)
+
+    def _next_latest(self, sid: int, cursor: Cursor) -> bytes | None:
+        """The newest of each kind, or None while it is on its way."""
+        if cursor.ahead:
+            return self._advance(sid, cursor, *cursor.ahead.popleft())
+        if cursor.position >= cursor.channel.head:
+            return self._advance(sid, cursor, b"", cursor.position)
+        if cursor.reading is None:
+            cursor.reading = self._start(self._read_latest(sid, cursor, cursor.position))
+        return None
 
     def _next_page(self, sid: int, cursor: Cursor) -> bytes | None:
         """A page that was read ahead, or None while one is on its way."""
@@ -365,6 +391,15 @@ class Outbox:
         # read ahead for a socket that takes nothing now is not kept.
         if self._cursors.get(sid) is cursor and (position == cursor.position or cursor.ahead):
             cursor.ahead.extend(pages)
+        self._schedule()
+
+    async def _read_latest(self, sid: int, cursor: Cursor, position: int) -> None:
+        page = await self._hub.read_latest(
+            cursor.channel, position, self._mask, lines=self._transport.lines
+        )
+        cursor.reading = None
+        if self._cursors.get(sid) is cursor and not self._transport.paused:
+            cursor.ahead.append(page)
         self._schedule()
 
     async def _pull(self, source: Source) -> None:

@@ -21,6 +21,7 @@ from goclaw.gateway.connection import Connection
 from goclaw.gateway.permits import Permits
 from goclaw.gateway.roster import Roster
 from goclaw.gateway.transports import FrameTransport, LineTransport, listen_frames
+from goclaw.gateway.watch import Board
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +44,7 @@ class Gateway:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._board = Board(services.engine, lambda: self.connections)
         self._roster = Roster()
         self._permits = Permits(services)
         self._throttle = Throttle()
@@ -54,6 +56,7 @@ class Gateway:
         self._ws: Server | None = None
         self._closed = False
         services.engine.hub.observe(self._roster.observe)
+        services.engine.hub.observe(lambda _events: self._board.moved())
 
     @property
     def connections(self) -> int:
@@ -168,6 +171,7 @@ class Gateway:
             self._services,
             self._roster,
             self._permits,
+            self._board,
             transport,
             origin,
             _METHODS,
@@ -184,12 +188,14 @@ class Gateway:
 
     async def announce_shutdown(self, grace_s: int) -> None:
         """Tell opted-in clients that the daemon goes away within ``grace_s``."""
+        self._board.moved()
         for connection in tuple(self._connections):
             if connection.opted_in:
                 connection.notify("_goclaw/shutdown", {"graceSeconds": grace_s})
 
     def announce_storage(self) -> None:
         """Tell opted-in clients that the disk takes no writes, or takes them again (S-7)."""
+        self._board.moved()
         for connection in tuple(self._connections):
             connection.tell_storage()
 

@@ -22,6 +22,7 @@ from goclaw.engine.settlement import OUTCOMES
 from goclaw.gateway.connection import Connection, Handler, Later, Reply
 from goclaw.gateway.handlers import attached, own_session, session_block
 from goclaw.gateway.params import Params
+from goclaw.gateway.watch import FIELDS
 from goclaw.protocol.messages import KINDS_OPTED_IN
 from goclaw.protocol.session import place
 
@@ -43,7 +44,7 @@ _PARAMS: Final = b'"params":'
 async def _subscribe(connection: Connection, params: Params) -> Reply:
     session = await connection.engine.intake.session(params.text("sessionId"))
     role = params.choice("role", ("controller", "observer"))
-    params.choice("mode", ("lossless",))
+    mode = params.choice("mode", ("lossless", "latest"))
     position = place(
         session,
         params.number("fromEventId", 0, limits.FIGURE_MAX),
@@ -54,7 +55,10 @@ async def _subscribe(connection: Connection, params: Params) -> Reply:
     last_close = connection.last_close(session)
     if last_close is not None:
         block["lastClose"] = last_close
-    return attached(connection, session, position, block, controller=role == "controller")
+    return attached(
+        connection, session, position, block,
+        controller=role == "controller", latest=mode == "latest",
+    )  # fmt: skip
 
 
 async def _unsubscribe(connection: Connection, params: Params) -> Reply:
@@ -404,6 +408,17 @@ async def _status(connection: Connection, _params: Params) -> Reply:
     return Reply(await connection.services.status())
 
 
+async def _watch(connection: Connection, params: Params) -> Reply:
+    fields = params.texts("fields") if "fields" in params else list(FIELDS)
+    if not set(fields) <= set(FIELDS):
+        raise InvalidParams(f"fields are of {', '.join(FIELDS)}.", param="fields")
+    interval_ms = params.number(
+        "minIntervalMs", limits.WATCH_MS_MIN, limits.WATCH_MS_MAX, limits.WATCH_MS
+    )
+    wanted = tuple(dict.fromkeys(fields))
+    return Reply({}, then=lambda: connection.watch(wanted, interval_ms or limits.WATCH_MS))
+
+
 def _subject(params: Params) -> Subject:
     """``subject``: an object, or KIND[/ID][@ORIGIN] as on the command line."""
     found = params.values.get("subject")
@@ -510,6 +525,7 @@ METHODS: Final[dict[str, Handler]] = {
     "_goclaw/effects/settle": _effects_settle,
     "_goclaw/effects/redo": _effects_redo,
     "_goclaw/system/status": _status,
+    "_goclaw/system/watch": _watch,
     "_goclaw/admin/policy": _admin_policy,
     "_goclaw/admin/skill": _admin_skill,
     "_goclaw/admin/fork": _admin_fork,

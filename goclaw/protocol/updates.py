@@ -1,16 +1,18 @@
 """The kinds of ``session/update`` and what each must hold, as data (PROTOCOL 1.4).
 
-Owns what is accepted of an external worker before it is stored and shown. Sans-I/O. Not in here:
-the updates that goclaw makes itself.
+Owns what is accepted of an external worker before it is stored and shown, and which events stand
+for one another when only the newest counts. Sans-I/O. Not in here: the updates that goclaw makes.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+import orjson
+
 from goclaw.core.errors import InvalidParams
 
-__all__ = ["KINDS", "check_update"]
+__all__ = ["KINDS", "check_update", "sort_of"]
 
 _CHUNK: Final[dict[str, type]] = {"content": dict}
 
@@ -47,6 +49,13 @@ def check_update(update: dict[str, Any]) -> None:
             )
     if needed is _CHUNK:
         _check_block(update["content"])
+
+
+def sort_of(event_type: str, payload: bytes) -> tuple[str, str]:
+    """What an event is the newest of, for a reader that wants no more than that."""
+    if event_type != "update":
+        return event_type, ""
+    return event_type, str(orjson.loads(payload).get("sessionUpdate"))
 
 
 def _check_block(block: dict[str, Any]) -> None:

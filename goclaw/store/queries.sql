@@ -1407,6 +1407,21 @@ SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client, s.turn IS t.tid AS
   JOIN sessions AS s ON s.sid = t.sid
  ORDER BY t.seq;
 
+-- Who has how much to do, newest sessions first; at most so many tasks of each kind are looked at.
+-- fragment: open_tasks state index condition order
+SELECT sid, <<state>> AS state FROM (SELECT sid, state FROM tasks INDEXED BY <<index>>
+ WHERE <<condition>> ORDER BY <<order>> LIMIT :most)
+
+-- query: open_by_session most
+SELECT s.session_id, o.state, count(*) AS tasks
+  FROM (<<open_tasks 'QUEUED' | tasks_line | state = 'QUEUED' AND held = 0 | sid DESC>>
+        UNION ALL <<open_tasks 'QUEUED' | tasks_held | held = 1 | due_at>>
+        UNION ALL <<open_tasks 'RUNNING' | tasks_live | state = 'RUNNING' | wid DESC>>
+        UNION ALL
+        <<open_tasks state | tasks_waiting | state IN ('RETRY_WAIT', 'SUSPENDED') | sid DESC>>) AS o
+  JOIN sessions AS s ON s.sid = o.sid
+ GROUP BY o.sid, o.state ORDER BY o.sid DESC;
+
 -- query: worker_task task_id
 SELECT t.tid, s.session_id, t.kind, p.key, substr(p.payload, 1, 64)
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid JOIN task_payloads AS p ON p.tid = t.tid

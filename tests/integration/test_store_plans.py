@@ -45,6 +45,7 @@ SCANS = {
     "tasks USING COVERING INDEX tasks_live": "the same",
     "tasks USING COVERING INDEX tasks_of_session": "the same",
     "tasks USING INDEX tasks_waiting": "as many rows as tasks wait, once at the start",
+    "tasks USING INDEX tasks_held": "as many as a watcher is shown",
     "(subquery": "the same, in its order; what a fork copies (limits.FORK_EVENTS_MAX)",
     "walk": "the link so far, one row",
     "audit": "backwards from the last row, and no further",
@@ -52,10 +53,11 @@ SCANS = {
 # Rows that are counted: once at the start, and for a person who asks.
 COUNTS = {"sessions_count"}
 # Sorted are ten levels at most, the heads of a list of sessions, one task's rows, open questions,
-# what one start reclaimed.
+# what one start reclaimed, the tasks that a watcher is shown (limits.WATCH_TASKS_MAX).
 SORTS = {
     "claim", "claim_sessions", "cancel", "effect_fail", "effect_intent", "open_tasks_of_session",
-    "expired_leases", "approvals_listed", "approvals_of_task", "expire", "recovery_report",
+    "expired_leases", "open_by_session", "approvals_listed", "approvals_of_task", "expire",
+    "recovery_report",
 }  # fmt: skip
 
 
