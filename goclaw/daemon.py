@@ -24,6 +24,7 @@ from goclaw.core.faults import arm, faultpoint
 from goclaw.core.home import DaemonRecord, Home, policy_text
 from goclaw.engine import Engine
 from goclaw.gateway import Gateway, Services
+from goclaw.ops import backup
 from goclaw.ops.replay import RecordedGate, replay
 from goclaw.policy import default, document, pdp
 from goclaw.skills.catalog import Catalog
@@ -143,6 +144,7 @@ class Daemon:
         self.socket_path: Path | None = None
         self.ws_url: str | None = None
         self.ready = False
+        self._one_backup = asyncio.Lock()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._drain_ms = 0
@@ -228,6 +230,7 @@ class Daemon:
             explain_policy=self._explain,
             skills=lambda: [skill.as_listing() for skill in self.catalog],
             replay=self._replay,
+            backup=self._backup,
             request_stop=self.request_stop,
             on_session=self._take_up,
             token=self.home.token(),
@@ -261,6 +264,11 @@ class Daemon:
         runner = BrainRunner(self.registry, RecordedGate(self.registry))
         found = await replay(self.database.read, runner, run_id, repeatable=REPEATABLE)
         return found.to_json()
+
+    async def _backup(self) -> dict[str, Any]:
+        async with self._one_backup:
+            made = await asyncio.to_thread(backup.create, self.home, self.clock.wall_ms())
+        return made.to_json()
 
     async def status(self) -> dict[str, Any]:
         """The object of `goclaw status --json`."""

@@ -72,6 +72,7 @@ def build() -> argparse.ArgumentParser:
     _look(verbs)
     _rules(verbs)
     _proofs(verbs)
+    _keep(verbs)
     return parser
 
 
@@ -227,6 +228,23 @@ def _proofs(verbs: Any) -> None:
     replay = _verb(verbs, "replay", "replay", "make a run once more from its record, and compare")
     replay.add_argument("run", metavar="RUN", help="its id")
     _json(replay, "what was found as one object")
+
+
+def _keep(verbs: Any) -> None:
+    backup = _group(verbs, "backup", "copies of this home: create, verify, list")
+    create = _verb(backup, "create", "backup:create", "make one, also while the daemon works")
+    _json(create, "the backup as one object")
+    verify = _verb(backup, "verify", "backup:verify", "read all of one: is it whole?")
+    verify.add_argument("name", metavar="NAME", help="as `backup list` shows it")
+    _json(verify, "the backup as one object")
+    listing = _verb(backup, "list", "backup:list_backups", "the backups of this home, newest first")
+    _json(listing)
+    restore = _verb(verbs, "restore", "backup:restore", "put a backup in the place of the database")
+    restore.add_argument("name", metavar="NAME", help="as `backup list` shows it")
+    restore.add_argument(
+        "--settings", action="store_true", help="bring back config, policy and skills, too"
+    )
+    _json(restore, "what was done as one object")
 
 
 def _group(verbs: Any, name: str, about: str) -> Any:

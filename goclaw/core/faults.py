@@ -39,6 +39,8 @@ POINTS: Final[dict[str, str]] = {
     "after_commit": "an operation is on disk, its result was not handed out",
     "before_publish": "events are on disk, no client has seen them",
     "before_ready": "a start is over but for daemon.json",
+    "before_restore": "a backup was brought into the home, nothing is replaced",
+    "during_restore": "a restore is decided, a file of it is about to be moved",
     "during_drain": "a stop waits for running attempts",
 }
 """Every name and what is true at that moment. A house test compares it with the calls."""

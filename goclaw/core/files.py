@@ -17,7 +17,7 @@ from goclaw.core.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["absolute", "is_text", "open_to_append", "read_regular"]
+__all__ = ["absolute", "is_text", "open_to_append", "read_regular", "sync_folder"]
 
 
 def is_text(name: str) -> bool:
@@ -79,6 +79,15 @@ def read_regular(path: Path, bytes_max: int) -> bytes:
             return file.read(bytes_max + 1)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Put the names in a folder on disk. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _irregular(path: Path) -> OSError:

@@ -219,6 +219,19 @@ class Home:
                 hint=f"Remove {path} and start again.",
             ) from None
 
+    def adopt(self, daemon_id: str) -> None:
+        """Become the home of that id: this one has no history, and a backup brings one.
+
+        Raises ConfigRefused when it cannot be written.
+        """
+        path = self.run / "daemon.id"
+        try:
+            os.replace(self._write_temporary(path, daemon_id), path)
+        except OSError as error:
+            raise ConfigRefused(
+                f"{path} cannot be written: {error.strerror}.", hint=_ELSEWHERE
+            ) from None
+
     def lock(self) -> HomeLock:
         """Become the one daemon of this home (S-10).
 

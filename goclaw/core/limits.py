@@ -138,6 +138,12 @@ LOG_FILE_BYTES_MAX: Final = 16 * MIB  # then the file is rotated
 LOG_FILES_MAX: Final = 4  # rotated files that are kept
 LOG_CLOSE_MS_MAX: Final = 2_000  # a stop waits this long for the last records
 
+# -- backups -----------------------------------------------------------------------------------
+COPY_BYTES: Final = 1 * MIB  # of one read or write of a file that is copied or hashed
+BACKUP_FILES_MAX: Final = 10_000  # of the settings and skills beside the database
+BACKUP_FILE_BYTES_MAX: Final = 64 * MIB  # of one of them
+BACKUP_ROOM_BYTES: Final = 64 * MIB  # left free on the disk by a backup: the daemon goes on writing
+
 FAULT_DELAY_MS_MAX: Final = 600_000  # a delay of a fault point; longer is a hang
 DRILL_DAEMONS_MAX: Final = 4  # at once, one a processor: a start is mostly imports
 DRILL_LIFE_MS_MAX: Final = 120_000  # a run of a drill with one restart; longer is a hang

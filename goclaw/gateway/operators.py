@@ -1,7 +1,7 @@
-"""The methods of operators: why a task waits, and dead letters, singly or all of one fingerprint.
+"""The methods of operators: why a task waits, dead letters, singly or by fingerprint, backups.
 
 Owns their params and the shapes of their answers (PROTOCOL 2.8). Not in here: what a redrive or a
-drop does (``engine.dead_letters``), the reasons (``engine.why``).
+drop does (``engine.dead_letters``), the reasons (``engine.why``), what a backup is (``ops``).
 """
 
 from __future__ import annotations
@@ -95,9 +95,21 @@ def _fingerprint(params: Params) -> str | None:
     return params.text_or_none("fingerprint", chars_max=limits.MESSAGE_CHARS_MAX)
 
 
+async def _admin_backup(connection: Connection, params: Params) -> Later:
+    verb = params.choice("verb", ("create",))
+    decision = connection.require("admin.backup", verb)
+    await connection.engine.audit(decision)
+
+    async def made() -> Reply:
+        return Reply(await connection.services.backup())
+
+    return Later(made())
+
+
 METHODS: Final[dict[str, Handler]] = {
     "_goclaw/task/why": _why,
     "_goclaw/task/redrive": functools.partial(_move, Verb.REDRIVE),
     "_goclaw/task/drop": functools.partial(_move, Verb.DROP),
     "_goclaw/admin/dlq": _admin_dlq,
+    "_goclaw/admin/backup": _admin_backup,
 }

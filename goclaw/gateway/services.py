@@ -39,6 +39,8 @@ class Services:
     skills: Callable[[], list[dict[str, Any]]]
     replay: Callable[[str], Awaitable[dict[str, Any]]]
     """By run: the object of `goclaw replay --json`."""
+    backup: Callable[[], Awaitable[dict[str, Any]]]
+    """Makes one: a line of `goclaw backup list --json`."""
     request_stop: Callable[[], None]
     on_session: Callable[[int], None]
     """Called with the sid of every session that a client makes or attaches to."""

@@ -1,15 +1,16 @@
 """Floor 2: the disk. The only floor that names the database files or knows SQL."""
 
+from goclaw.store.copies import check_copy, copy_database, replace_database
 from goclaw.store.database import (
     Archive,
     Committed,
     Database,
     Event,
-    database_files,
     open_database,
     rows,
 )
 from goclaw.store.fence import Note, fence_file
+from goclaw.store.schema import database_files
 
 __all__ = [
     "Archive",
@@ -17,8 +18,11 @@ __all__ = [
     "Database",
     "Event",
     "Note",
+    "check_copy",
+    "copy_database",
     "database_files",
     "fence_file",
     "open_database",
+    "replace_database",
     "rows",
 ]

@@ -8,11 +8,9 @@ loop's thread while it serves.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import apsw
@@ -28,10 +26,12 @@ from goclaw.core.errors import (
 )
 from goclaw.core.faults import faultpoint
 from goclaw.store import queries
+from goclaw.store.copies import finish_replacement
 from goclaw.store.fence import Fence, fence_file
+from goclaw.store.schema import MEND, NAME, judged, migrate, migrations, open_to_read, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 __all__ = [
@@ -39,16 +39,11 @@ __all__ = [
     "Committed",
     "Database",
     "Event",
-    "database_files",
-    "migrations",
     "open_database",
     "rows",
 ]
 
 T = TypeVar("T")
-
-NAME: Final = "goclaw.db"
-_MEND: Final = "Put a whole copy in its place, or move it and its -wal away to begin anew."
 
 Event = tuple[int, int, int, str, int, "str | None", "str | None", int, "str | None", bytes]
 """sid, event_id, kind, type, at_ms, run_id, task_id, attempt, trace, payload."""
@@ -71,101 +66,13 @@ class Committed(NamedTuple):
 _committed: Final = tuple.__new__  # a third of what the class's own would cost, once an operation
 
 
-def database_files(home: Path) -> list[Path]:
-    """The files only the store may open: any other handle on them drops SQLite's locks."""
-    return [home / NAME, home / f"{NAME}-wal", home / f"{NAME}-shm"]
-
-
-def migrations() -> list[tuple[int, str, str]]:
-    """(number, checksum, SQL) of every shipped migration, in order."""
-    found = []
-    folder = resources.files("goclaw.store").joinpath("migrations")
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):
-        match = re.match(r"(\d{4})_\w+\.sql$", file.name)
-        if match:
-            text = file.read_text("utf-8")
-            found.append((int(match[1]), hashlib.sha256(text.encode()).hexdigest(), text))
-    return found
-
-
-def _refuse(path: Path, why: str, what: str) -> DatabaseRefused:
-    return DatabaseRefused(f"{path} {why}; it was not touched.", hint=what)
-
-
-def _migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
-    """Bring the file to the newest schema, one transaction a step; DatabaseRefused says why not."""
-    try:
-        if path.exists() and path.stat().st_size > 0:
-            done = _judged(path, shipped)
-        else:
-            # Before SQLite makes it: its log and its index take their mode from the file.
-            path.touch(mode=0o600)
-            done = 0
-        if done == len(shipped):
-            return
-        statements = queries.load().statements
-        connection = apsw.Connection(str(path), apsw.SQLITE_OPEN_READWRITE)
-        try:
-            connection.setbusytimeout(limits.BUSY_MS_MAX)
-            connection.execute("PRAGMA journal_mode=WAL").fetchall()
-            connection.execute("PRAGMA synchronous=FULL").fetchall()
-            with connection:
-                connection.execute(statements["ledger_make"])
-            for number, checksum, text in shipped[done:]:
-                with connection:
-                    connection.execute(text).fetchall()
-                    connection.execute(statements["ledger_add"], (number, checksum))
-        finally:
-            connection.close()
-    except (apsw.Error, OSError) as error:
-        raise _refuse(path, f"cannot be used ({error})", _MEND) from error
-
-
-def _judged(path: Path, shipped: Sequence[tuple[int, str, str]]) -> int:
-    """How many of the shipped migrations the file has, without writing to it; DatabaseRefused."""
-    statements = queries.load().statements
-    reader = _open_to_read(path)
-    try:
-        tables = {row[0] for row in reader.execute(statements["tables_read"])}
-        ledger = (
-            reader.execute(statements["ledger_read"]).fetchall() if "migrations" in tables else []
-        )
-    finally:
-        reader.close()
-    if not ledger and tables - {"migrations"}:
-        raise _refuse(path, "is no goclaw database", "Move it away.")
-    if len(ledger) > len(shipped):
-        raise _refuse(
-            path,
-            f"has schema {ledger[-1][0]}, newer than this program's {shipped[-1][0]}",
-            "Install the newer goclaw that wrote it.",
-        )
-    for (number, checksum), (known, expected, _) in zip(ledger, shipped, strict=False):
-        if (number, checksum) != (known, expected):
-            raise _refuse(
-                path,
-                f"was migrated by another migration {number} than this program's",
-                "Restore a backup, or run the goclaw that wrote it.",
-            )
-    return len(ledger)
-
-
-def _open_to_read(path: Path) -> apsw.Connection:
-    """Without a log the file is all there is, and SQLite need not put a log and an index beside."""
-    log = path.with_name(f"{path.name}-wal")
-    how = "mode=ro" if log.exists() else "immutable=1"
-    uri = f"{path.absolute().as_uri()}?{how}"
-    connection = apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
-    connection.setbusytimeout(limits.BUSY_MS_MAX)
-    return connection
-
-
 def open_database(
     home: Path, *, synchronous: str = "full", threaded: bool = True, schema: Any = None
 ) -> Database:
     """Migrate if needed and open the database of ``home``; DatabaseRefused says why not."""
+    finish_replacement(home)
     path = home / NAME
-    _migrate(path, schema or migrations())
+    migrate(path, schema or migrations())
     return Database(path, synchronous=synchronous, threaded=threaded)
 
 
@@ -191,7 +98,7 @@ class Database:
                 threaded=threaded,
             )
         except (RuntimeError, ValueError) as error:
-            raise _refuse(path, f"does not open ({error})", _MEND) from error
+            raise refuse(path, f"does not open ({error})", MEND) from error
         self.fence = Fence(fence_file(path.parent), threaded=threaded)
         """Opened by the recovery of a start; nothing may be sent before."""
         self._threaded = threaded
@@ -385,7 +292,7 @@ class Database:
     def _unread(self, error: Exception) -> GoclawError:
         """Damage stays, whatever the disk does next; all else may pass."""
         if isinstance(error, apsw.CorruptError | apsw.NotADBError) or "malformed" in str(error):
-            return DatabaseRefused(f"{self.path} is damaged ({error}).", hint=_MEND)
+            return DatabaseRefused(f"{self.path} is damaged ({error}).", hint=MEND)
         return StorageFailed(
             f"The database cannot be read ({error}).", hint="Mend the disk, then ask again."
         )
@@ -448,16 +355,16 @@ class Archive:
         self._path = path = home / NAME
         shipped = migrations()
         if not path.exists():
-            raise _refuse(path, "does not exist", "Check the home; a first run makes it.")
+            raise refuse(path, "does not exist", "Check the home; a first run makes it.")
         try:
-            if _judged(path, shipped) < len(shipped):
-                raise _refuse(
+            if judged(path, shipped) < len(shipped):
+                raise refuse(
                     path, "has an older schema than this program's",
                     "Start the daemon once: that migrates it.",
                 )  # fmt: skip
-            self._connection = _open_to_read(path)
+            self._connection = open_to_read(path)
         except apsw.Error as error:
-            raise _refuse(path, f"cannot be read ({error})", _MEND) from error
+            raise refuse(path, f"cannot be read ({error})", MEND) from error
 
     def fetch(self, query: str, /, **arguments: Any) -> list[tuple[Any, ...]]:
         """Run a query."""
@@ -465,7 +372,7 @@ class Archive:
         try:
             return self._connection.execute(sql, arguments).fetchall()
         except apsw.Error as error:
-            raise _refuse(self._path, f"cannot be read ({error})", _MEND) from error
+            raise refuse(self._path, f"cannot be read ({error})", MEND) from error
 
     def close(self) -> None:
         """Let go of the file."""

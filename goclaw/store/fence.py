@@ -29,6 +29,7 @@ import orjson
 from goclaw.core import limits, log
 from goclaw.core.errors import DatabaseRefused, StorageFailed
 from goclaw.core.faults import faultpoint
+from goclaw.core.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -131,7 +132,7 @@ class Fence:
             if self._size == 0:
                 self._size = _put(self._file, _header(number + 1), 0)
                 os.fdatasync(self._file)
-                _sync_folder(self.path)
+                sync_folder(self.path.parent)
             return self._found(missing)
         except OSError as error:
             self.close()
@@ -294,7 +295,7 @@ class Fence:
                 size = _put(new, os.pread(self._file, min(_PAGE, self._size - at), at), size)
             os.fdatasync(new)
             os.replace(temporary, self.path)
-            _sync_folder(self.path)
+            sync_folder(self.path.parent)
         except OSError:
             os.close(new)
             raise
@@ -328,15 +329,6 @@ def _put(file: int, data: bytes, at: int) -> int:
         written = os.pwrite(file, view, at)
         at, view = at + written, view[written:]
     return at
-
-
-def _sync_folder(path: Path) -> None:
-    """The name is on disk, too."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _resolve(futures: Sequence[asyncio.Future[None]], error: OSError | None) -> None:

@@ -45,6 +45,19 @@ SELECT number, checksum FROM migrations ORDER BY number;
 -- statement: ledger_add
 INSERT INTO migrations (number, checksum) VALUES (?, ?);
 
+-- Copies (store/copies.py).
+-- statement: copy_into
+VACUUM INTO ?;
+
+-- statement: integrity
+PRAGMA integrity_check(1);
+
+-- statement: journal_wal
+PRAGMA journal_mode=WAL;
+
+-- statement: streams_renew
+UPDATE session_info SET stream_id = 'stream_' || lower(hex(randomblob(13)));
+
 -- What every event of a task needs; the condition says which task.
 -- fragment: task_columns
 t.tid, t.sid, t.line, t.wid, t.run_id, t.task_id, t.kind AS task_kind, t.attempt, t.trace,

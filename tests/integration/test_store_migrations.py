@@ -13,7 +13,7 @@ import store_support as support
 
 from goclaw.core.errors import DatabaseRefused
 from goclaw.store import database_files, open_database
-from goclaw.store.database import migrations
+from goclaw.store.schema import migrations
 
 if TYPE_CHECKING:
     from pathlib import Path

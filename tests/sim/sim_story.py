@@ -35,7 +35,7 @@ from goclaw.core.errors import (
 )
 from goclaw.core.records import Accepted, Call, Done, Retryable, Succeeded, Unclear
 from goclaw.core.states import TERMINAL, EffectClass, EffectState, State
-from goclaw.store.database import NAME
+from goclaw.store.schema import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
