@@ -17,6 +17,7 @@ import pytest
 import wasmtime
 
 from goclaw.core.clock import SystemClock
+from goclaw.core.processes import Children
 from goclaw.skills import cranelift
 from goclaw.skills.catalog import Catalog
 from goclaw.skills.sandbox import Sandbox
@@ -45,7 +46,8 @@ class Digests(dict[str, str]):
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    made = Sandbox(tmp_path_factory.mktemp("cache"), Digests(), SystemClock())
+    folder, clock = tmp_path_factory.mktemp("cache"), SystemClock()
+    made = Sandbox(folder, Digests(), clock, Children(folder / "children", clock))
     yield made
     made.close()
 

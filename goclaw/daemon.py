@@ -22,6 +22,7 @@ from goclaw.core.clock import SystemClock
 from goclaw.core.errors import ConfigRefused, GoclawError
 from goclaw.core.faults import arm, faultpoint
 from goclaw.core.home import DaemonRecord, Home, policy_text
+from goclaw.core.processes import Children
 from goclaw.engine import Engine
 from goclaw.gateway import Gateway, Services
 from goclaw.ops import backup
@@ -172,13 +173,20 @@ class Daemon:
         undo = self._undo
         lock: HomeLock = self.home.lock()
         undo.callback(lock.close)
+        children = Children(self.home.run / "children", self.clock)
+        undo.callback(children.close)
+        left = await asyncio.to_thread(children.end_left)
+        if left:
+            _log.warning(
+                "ended what children of the last daemon left", extra={"data": {"groups": left}}
+            )
         self.daemon_id = self.home.daemon_id()
         self.database = open_database(self.home.root, synchronous=self.config.store.synchronous)
         undo.callback(self.database.close)
         self.policies = Policies(self.clock, self.database, self.home)
         catalog = Catalog(self.home.skills)
         sandbox = Sandbox(
-            self.home.run / "compiled", _Digests(self.database, self.clock), self.clock
+            self.home.run / "compiled", _Digests(self.database, self.clock), self.clock, children
         )
         undo.callback(sandbox.close)
         self.catalog = catalog

@@ -144,6 +144,10 @@ BACKUP_FILES_MAX: Final = 10_000  # of the settings and skills beside the databa
 BACKUP_FILE_BYTES_MAX: Final = 64 * MIB  # of one of them
 BACKUP_ROOM_BYTES: Final = 64 * MIB  # left free on the disk by a backup: the daemon goes on writing
 
+# -- children ----------------------------------------------------------------------------------
+CHILD_START_MS_MAX: Final = 10_000  # until a child's program begins; a fork and an interpreter
+CHILD_END_MS_MAX: Final = 5_000  # for the kernel to end what SIGKILL was sent to
+
 FAULT_DELAY_MS_MAX: Final = 600_000  # a delay of a fault point; longer is a hang
 DRILL_DAEMONS_MAX: Final = 4  # at once, one a processor: a start is mostly imports
 DRILL_LIFE_MS_MAX: Final = 120_000  # a run of a drill with one restart; longer is a hang

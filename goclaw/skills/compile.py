@@ -28,6 +28,8 @@ from goclaw.skills import cranelift
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from goclaw.core.processes import Children
+
 __all__ = ["Digests", "ModuleCache", "count_functions"]
 
 
@@ -43,6 +45,7 @@ class Digests(Protocol):
 
 _SLICE_S: Final = 0.05  # of waiting for the child, between two looks at the cancel
 _STDERR_BYTES_MAX: Final = 4 * limits.KIB
+_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}  # one arena saves address space
 
 
 class ModuleCache:
@@ -53,9 +56,10 @@ class ModuleCache:
     compiled at a time.
     """
 
-    def __init__(self, folder: Path, digests: Digests) -> None:
+    def __init__(self, folder: Path, digests: Digests, children: Children) -> None:
         self._folder = folder
         self._digests = digests
+        self._children = children
         self._compiling = threading.Lock()
         self._engine = ""
 
@@ -129,7 +133,7 @@ class ModuleCache:
         handle, path = tempfile.mkstemp(dir=self._folder)
         try:
             with open(handle, "r+b") as output:
-                _run_child(module, output, cancel)
+                _run_child(self._children, module, output, cancel)
                 output.seek(0)
                 code = _read_bounded(output)
             if code is None:
@@ -208,26 +212,21 @@ def _check_caps(module: bytes) -> None:
         )
 
 
-def _run_child(module: bytes, output: IO[bytes], cancel: threading.Event | None) -> None:
+def _run_child(
+    children: Children, module: bytes, output: IO[bytes], cancel: threading.Event | None
+) -> None:
     """Compiles ``module`` into ``output``; files, not pipes, so that their size is capped too."""
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as messages:
         source.write(module)
         source.seek(0)
-        process = subprocess.Popen(
-            _command(),
-            stdin=source,
-            stdout=output,
-            stderr=messages,
-            cwd="/",
-            env=_environment(),
-            process_group=0,
+        process = children.start(
+            _command(), env=_ENVIRONMENT, cwd="/", stdin=source, stdout=output, stderr=messages
         )
         try:
             status = _wait(process, cancel)
         finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            children.end(process.pid)
+            process.wait()
         if status != 0:
             messages.seek(0)
             _refuse(status, messages.read(_STDERR_BYTES_MAX).decode("utf-8", "replace"))
@@ -246,12 +245,6 @@ def _command() -> list[str]:
         str(limits.WASM_COMPILE_BYTES_MAX),
         str(limits.WASM_ARTEFACT_BYTES_MAX),
     ]
-
-
-def _environment() -> dict[str, str]:
-    """Nothing of ours but what the interpreter may need to start; one arena saves address space."""
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return {**kept, "MALLOC_ARENA_MAX": "1"}
 
 
 def _wait(process: subprocess.Popen[bytes], cancel: threading.Event | None) -> int:

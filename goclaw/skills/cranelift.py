@@ -50,7 +50,6 @@ def main(arguments: list[str]) -> int:
     import wasmtime
 
     engine = new_engine()
-    _die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
     if sys.platform != "darwin":  # macOS refuses it
@@ -67,14 +66,6 @@ def main(arguments: list[str]) -> int:
     sys.stdout.buffer.write(artefact)
     sys.stdout.buffer.flush()
     return 0
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import wasmtime
 
     from goclaw.core.clock import Clock
+    from goclaw.core.processes import Children
     from goclaw.skills.catalog import Skill
     from goclaw.skills.manifest import Limits
 
@@ -71,8 +72,8 @@ class Sandbox:
     wasmtime is loaded by the first call, not before: it costs 10 MiB.
     """
 
-    def __init__(self, cache_dir: Path, digests: Digests, clock: Clock) -> None:
-        self._cache = ModuleCache(cache_dir, digests)
+    def __init__(self, cache_dir: Path, digests: Digests, clock: Clock, children: Children) -> None:
+        self._cache = ModuleCache(cache_dir, digests, children)
         self._clock = clock
         self._ticker = _Ticker(clock)
         self._lock = threading.Lock()

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import wasmtime
 
 from goclaw.core.clock import SystemClock
+from goclaw.core.processes import Children
 from goclaw.skills.catalog import Skill, load_skill
+from goclaw.skills.compile import ModuleCache
 from goclaw.skills.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -53,8 +55,17 @@ class MemoryDigests:
             self.puts_count += 1
 
 
+def new_cache(folder: Path, digests: MemoryDigests) -> ModuleCache:
+    return ModuleCache(folder, digests, children_of(folder))
+
+
+def children_of(folder: Path) -> Children:
+    return Children(folder.with_name("children"), SystemClock())
+
+
 def new_sandbox(cache: Path, digests: MemoryDigests | None = None) -> Sandbox:
-    return Sandbox(cache, digests if digests is not None else MemoryDigests(), SystemClock())
+    digests = digests if digests is not None else MemoryDigests()
+    return Sandbox(cache, digests, SystemClock(), children_of(cache))
 
 
 def skill_from_bytes(folder: Path, module: bytes, limits: str = "", name: str = "made") -> Skill:

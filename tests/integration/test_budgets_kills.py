@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import signal
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +28,16 @@ if TYPE_CHECKING:
 
 KILLER = {"GOCLAW_FAULTS": "after_claim:kill"}
 CRASH_BUDGET = 3
+
+
+# A daemon for the purpose: its child's child is deaf to the death of either.
+MOTHER = """
+import os, pathlib, sys
+from goclaw.core.clock import SystemClock
+from goclaw.core.processes import Children
+children = Children(pathlib.Path(sys.argv[1]), SystemClock())
+children.start(["sh", "-c", "sleep 1000 & echo $!; wait"], env=os.environ, cwd="/").wait()
+"""
 
 
 @pytest.fixture
@@ -226,3 +240,27 @@ def wait_for_approval(place: Place, name: str, number: int) -> list[dict[str, An
                 if asked > number:
                     return [one.json for one in client.approvals()]
     raise AssertionError("the log ended")
+
+
+@pytest.mark.req("Q-6")
+@pytest.mark.skipif(sys.platform != "linux", reason="groups are recorded where there is /proc")
+def test_children_of_the_dead_daemon_end_before_anything_is_reclaimed(place: Place) -> None:
+    place.goclaw("status", code=1)
+    task_id = detached(place, "hello", GOCLAW_FAULTS="after_claim:kill")
+    folder = place.home.run / "children"
+    mother = subprocess.Popen(
+        [sys.executable, "-c", MOTHER, folder], stdout=subprocess.PIPE, text=True
+    )
+    assert mother.stdout is not None
+    with mother.stdout as output:
+        orphan = int(output.readline())
+        mother.kill()
+        mother.wait()
+        os.kill(orphan, 0)
+        # The first word of a start that goes to disk, long before a lease is reclaimed, kills it.
+        dies(place, GOCLAW_FAULTS="before_commit:kill@1")
+        assert select.select([output], [], [], 10)[0], "it lives on beside the next attempt"
+        assert output.read() == ""
+    assert not list(folder.iterdir())
+    place.serve()
+    assert follow(place, task_id, "SUCCEEDED", "FAILED") == "SUCCEEDED"

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from goclaw.core import limits
 from goclaw.core.errors import SkillCancelled, SkillRefused, StorageFailed
+from goclaw.core.processes import MARK
 from goclaw.skills import compile as compiling
 from goclaw.skills import cranelift
-from goclaw.skills.compile import ModuleCache, count_functions
+from goclaw.skills.compile import count_functions
 
 ABI = "wasi-command/1"
 
@@ -51,8 +52,8 @@ def entries(folder: Path) -> list[Path]:
 def test_a_module_is_compiled_once(tmp_path: Path) -> None:
     digests = support.MemoryDigests()
     read = Counted(module_of(1))
-    code = ModuleCache(tmp_path / "c", digests).artefact("h", ABI, read)
-    assert ModuleCache(tmp_path / "c", digests).artefact("h", ABI, read) == code
+    code = support.new_cache(tmp_path / "c", digests).artefact("h", ABI, read)
+    assert support.new_cache(tmp_path / "c", digests).artefact("h", ABI, read) == code
     assert (read.count, digests.puts_count, len(entries(tmp_path / "c"))) == (1, 1, 1)
     wasmtime.Module.deserialize(cranelift.new_engine(), code)
 
@@ -62,7 +63,7 @@ def test_the_folder_is_private_again_at_every_compilation(tmp_path: Path) -> Non
     folder = tmp_path / "c"
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
-    ModuleCache(folder, support.MemoryDigests()).artefact("h", ABI, Counted(module_of(1)))
+    support.new_cache(folder, support.MemoryDigests()).artefact("h", ABI, Counted(module_of(1)))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert [stat.S_IMODE(path.stat().st_mode) for path in entries(folder)] == [0o600]
 
@@ -75,7 +76,7 @@ def test_hash_abi_engine_and_settings_are_the_key(
     read = Counted(module_of(1))
 
     def ask(sha256: str, module_abi: str) -> None:
-        ModuleCache(tmp_path / "c", digests).artefact(sha256, module_abi, read)
+        support.new_cache(tmp_path / "c", digests).artefact(sha256, module_abi, read)
 
     ask("h", ABI)
     ask("h2", ABI)
@@ -93,7 +94,7 @@ def test_hash_abi_engine_and_settings_are_the_key(
 @pytest.mark.parametrize("damage", ["cut", "flip", "longer", "gone", "link", "folder", "unknown"])
 def test_a_damaged_or_unknown_entry_is_compiled_again(tmp_path: Path, damage: str) -> None:
     digests = support.MemoryDigests()
-    cache = ModuleCache(tmp_path / "c", digests)
+    cache = support.new_cache(tmp_path / "c", digests)
     read = Counted(module_of(1))
     code = cache.artefact("h", ABI, read)
     (entry,) = entries(tmp_path / "c")
@@ -144,7 +145,7 @@ def test_code_of_another_machine_is_compiled_again(tmp_path: Path) -> None:
 def test_the_cache_is_bounded_and_drops_what_rested_longest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = ModuleCache(tmp_path / "c", support.MemoryDigests())
+    cache = support.new_cache(tmp_path / "c", support.MemoryDigests())
     read = Counted(module_of(1))
     size = len(cache.artefact("h0", ABI, read))
     monkeypatch.setattr(limits, "WASM_CACHE_BYTES_MAX", 3 * size)
@@ -163,7 +164,7 @@ def test_the_cache_is_bounded_and_drops_what_rested_longest(
 
 @pytest.mark.req("K-5")
 def test_several_askers_wait_for_one_compilation(tmp_path: Path) -> None:
-    cache = ModuleCache(tmp_path / "c", support.MemoryDigests())
+    cache = support.new_cache(tmp_path / "c", support.MemoryDigests())
     read = Counted(module_of(1))
     found: list[bytes] = []
     threads = [
@@ -181,7 +182,7 @@ def test_several_askers_wait_for_one_compilation(tmp_path: Path) -> None:
 
 @pytest.mark.req("K-6")
 def test_a_module_over_a_cap_is_refused_before_it_is_compiled(tmp_path: Path) -> None:
-    cache = ModuleCache(tmp_path / "c", support.MemoryDigests())
+    cache = support.new_cache(tmp_path / "c", support.MemoryDigests())
     large = module_of(1) + b"\0" * limits.WASM_MODULE_BYTES_MAX
     with pytest.raises(SkillRefused, match="more than 8388608"):
         cache.artefact("a", ABI, Counted(large))
@@ -196,7 +197,7 @@ def test_compiling_may_take_so_much_time_and_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests = support.MemoryDigests()
-    cache = ModuleCache(tmp_path / "c", digests)
+    cache = support.new_cache(tmp_path / "c", digests)
     read = Counted(module_of(4_000, "local.get 0 i32.const 3 i32.mul drop " * 8))
     with monkeypatch.context() as patch:
         patch.setattr(limits, "WASM_COMPILE_MS_MAX", 60)
@@ -222,7 +223,7 @@ def test_compiling_may_take_so_much_time_and_memory(
 
 @pytest.mark.req("K-6")
 def test_what_is_no_module_is_refused_with_the_compilers_words(tmp_path: Path) -> None:
-    cache = ModuleCache(tmp_path / "c", support.MemoryDigests())
+    cache = support.new_cache(tmp_path / "c", support.MemoryDigests())
     with pytest.raises(SkillRefused, match="no WebAssembly"):
         cache.artefact("a", ABI, Counted(b"#!/bin/sh\n"))
     with pytest.raises(SkillRefused, match=r"not valid: .*section id"):
@@ -232,7 +233,7 @@ def test_what_is_no_module_is_refused_with_the_compilers_words(tmp_path: Path) -
 
 @pytest.mark.req("K-6", "Q-11")
 def test_a_cancel_kills_the_compilation(tmp_path: Path) -> None:
-    cache = ModuleCache(tmp_path / "c", support.MemoryDigests())
+    cache = support.new_cache(tmp_path / "c", support.MemoryDigests())
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(SkillCancelled):
@@ -243,25 +244,28 @@ def test_a_cancel_kills_the_compilation(tmp_path: Path) -> None:
 
 
 @pytest.mark.req("K-6", "A-9")
-def test_the_child_sees_neither_home_nor_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_child_sees_neither_home_nor_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GOCLAW_HOME", "/somewhere")
     monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
-    seen = subprocess.run(
-        [sys.executable, "-ISB", "-c", "import os; print(sorted(os.environ))"],
-        env=compiling._environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "GOCLAW" not in seen
-    assert "PYTHON" not in seen
-    assert set(compiling._environment()) <= {"LD_LIBRARY_PATH", "MALLOC_ARENA_MAX"}
+    command = [sys.executable, "-ISB", "-c", "import os; print(*os.environ)"]
+    child = support.children_of(tmp_path / "c").start(
+        command, env=compiling._ENVIRONMENT, cwd="/", stdout=subprocess.PIPE
+    )
+    seen = child.communicate()[0].decode().split()
+    assert set(seen) <= {"LD_LIBRARY_PATH", "LC_CTYPE", "MALLOC_ARENA_MAX", MARK}
 
 
 PARENT = """
-import subprocess, sys
+import pathlib, subprocess, sys
+from goclaw.core.clock import SystemClock
+from goclaw.core.processes import Children
 from goclaw.skills import compile as compiling
-child = subprocess.Popen(compiling._command(), stdin=0, stdout=subprocess.DEVNULL)
+children = Children(pathlib.Path(sys.argv[1]), SystemClock())
+child = children.start(
+    compiling._command(), env=compiling._ENVIRONMENT, cwd="/", stdin=0, stdout=subprocess.DEVNULL
+)
 print(child.pid, flush=True)
 child.wait()
 """
@@ -269,10 +273,10 @@ child.wait()
 
 @pytest.mark.req("Q-6")
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
-def test_the_child_dies_with_its_parent() -> None:
+def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     reading, writing = os.pipe()  # the child waits for a module that never comes
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT], stdin=reading, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, tmp_path], stdin=reading, stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
