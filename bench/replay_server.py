@@ -44,8 +44,9 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
     from goclaw.core.clock import SystemClock
     from goclaw.core.config import load
     from goclaw.core.home import Home
-    from goclaw.daemon import Policies, settle_memory
+    from goclaw.daemon import settle_memory
     from goclaw.engine import Engine
+    from goclaw.engine.policies import Policies
     from goclaw.gateway import Gateway, Services
     from goclaw.policy import default
     from goclaw.store import open_database
@@ -87,8 +88,8 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
             engine=engine, config=config, decide=policies.decide, check_brain=check_brain,
             daemon_id="d", boot_id="b",
             version="0", commands=lambda _session: [], status=status,
-            explain_policy=policies.decide, skills=list, request_stop=lambda: None,
-            on_session=lambda _sid: None, token=place.token(), replay=replay,
+            policies=policies, system_sid=1, skills=list, request_stop=lambda: None,
+            on_session=lambda _sid: None, token=place.token(), replay=replay, backup=status,
         )
     )  # fmt: skip
     port = await gateway.serve_ws("127.0.0.1", 0)

@@ -1,6 +1,6 @@
 """The composition root: builds every part, starts and stops them in order (R-1, R-3).
 
-Owns the order of start and stop, the policy in force, the status. Not in here: anything a part can
+Owns the order of start and stop, the status. Not in here: anything a part can
 decide by itself.
 """
 
@@ -21,13 +21,14 @@ from goclaw.core import log
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import ConfigRefused, GoclawError
 from goclaw.core.faults import arm, faultpoint
-from goclaw.core.home import DaemonRecord, Home, policy_text
+from goclaw.core.home import DaemonRecord, Home
 from goclaw.core.processes import Children
 from goclaw.engine import Engine
+from goclaw.engine.policies import Policies
 from goclaw.gateway import Gateway, Services
 from goclaw.ops import backup
 from goclaw.ops.replay import RecordedGate, replay
-from goclaw.policy import default, document, pdp
+from goclaw.policy import default
 from goclaw.skills.catalog import Catalog
 from goclaw.skills.sandbox import Sandbox
 from goclaw.skills.tools import SkillTools
@@ -41,62 +42,12 @@ if TYPE_CHECKING:
 
     from goclaw.core.clock import Clock
     from goclaw.core.config import Config
-    from goclaw.core.decisions import Context, Decision, Subject
     from goclaw.core.home import HomeLock
     from goclaw.core.records import Call, CallOf, Session, Task, Tool, ToolSource
-    from goclaw.policy.pdp import Policy
 
-__all__ = ["Daemon", "Policies", "check_config", "serve", "settle_memory"]
+__all__ = ["Daemon", "check_config", "serve", "settle_memory"]
 
 _log = log.logger("daemon")
-
-
-class Policies:
-    """The policy in force, and those that running attempts are pinned to (A-3)."""
-
-    def __init__(self, clock: Clock, database: Database, home: Home) -> None:
-        self._clock, self._database, self._home = clock, database, home
-        self._by_version: dict[str, Policy] = {}
-        self._current: Policy | None = None
-
-    @property
-    def version(self) -> str:
-        """Version of the policy in force."""
-        return self.current.version
-
-    @property
-    def current(self) -> Policy:
-        """The policy in force."""
-        if self._current is None:
-            raise RuntimeError("no policy has been loaded")
-        return self._current
-
-    async def load(self) -> None:
-        """Read policy.toml; stored before it is active. PolicyRefused keeps the one in force."""
-        text = policy_text(self._home.policy)
-        # Tools' paths are resolved before they are decided about; so is the rule's.
-        policy = document.load(text, home=os.path.realpath(self._home.root))
-        await self._database.write(
-            "policy_put", version=policy.version, text=text, now=self._clock.wall_ms()
-        )
-        self._by_version[policy.version] = policy
-        self._current = policy
-
-    def decide(
-        self,
-        subject: Subject,
-        action: str,
-        resource: str,
-        context: Context,
-        *,
-        version: str | None = None,
-    ) -> Decision:
-        """One decision, by the policy in force or by a pinned version of it."""
-        policy = self._by_version.get(version or "", self.current)
-        return pdp.decide(
-            policy, subject=subject, action=action, resource=resource, context=context,
-            decision_id=self._clock.new_id("decision"), at_ms=self._clock.wall_ms(),
-        )  # fmt: skip
 
 
 class _Digests:
@@ -201,7 +152,8 @@ class Daemon:
             only_sids=self._sids if self.embedded else None, call_of=_call_of(gate),
         )  # fmt: skip
         await self.engine.start()
-        await self.policies.load()
+        self._system_sid = (await self.engine.intake.system_session()).sid
+        await self.policies.load(sid=self._system_sid)
         self.gateway = Gateway(self._services())
         self.database.on_trouble = self._disk_trouble
         undo.push_async_callback(self.gateway.close)
@@ -235,7 +187,8 @@ class Daemon:
             version=goclaw.__version__,
             commands=self._commands,
             status=self.status,
-            explain_policy=self._explain,
+            policies=self.policies,
+            system_sid=self._system_sid,
             skills=lambda: [skill.as_listing() for skill in self.catalog],
             replay=self._replay,
             backup=self._backup,
@@ -264,9 +217,6 @@ class Daemon:
                 stat = path.stat()
                 found.append((stat.st_dev, stat.st_ino))
         return found
-
-    def _explain(self, subject: Subject, action: str, resource: str, context: Context) -> Decision:
-        return self.policies.decide(subject, action, resource, context)
 
     async def _replay(self, run_id: str) -> dict[str, Any]:
         runner = BrainRunner(self.registry, RecordedGate(self.registry))

@@ -191,7 +191,7 @@ def _effect(verbs: Any, name: str, about: str) -> Any:
 
 
 def _rules(verbs: Any) -> None:
-    policy = _group(verbs, "policy", "what may happen: check, explain, show")
+    policy = _group(verbs, "policy", "what may happen: check, explain, show, reload, history, test")
     check = _verb(policy, "check", "policy:check", "is policy.toml valid? faults with their lines")
     check.add_argument("file", nargs="?", metavar="FILE", help="another file than the home's")
     explain = _verb(policy, "explain", "policy:explain", "what would be decided, and why")
@@ -201,6 +201,17 @@ def _rules(verbs: Any) -> None:
     _json(explain, "the decision as one object")
     rules = _verb(policy, "show", "policy:show_rules", "the rules and the version of the policy")
     _json(rules, "one object per rule")
+    again = _verb(policy, "reload", "policy:reload", "let the daemon read policy.toml again")
+    _json(again, "the version as one object")
+    history = _verb(policy, "history", "policy:history", "which version was in force since when")
+    _json(history)
+    tried = _verb(policy, "test", "policy:test", "what another policy would have decided otherwise")
+    tried.add_argument("file", metavar="FILE", help="the other policy")
+    tried.add_argument(
+        "--since", type=_span, default=14 * 86_400_000, metavar="SPAN",
+        help="how far back: 14d unless given; d, h, m or s",
+    )  # fmt: skip
+    _json(tried, "one object per difference")
     skill = _group(verbs, "skill", "tools in a sandbox: list")
     skills = _verb(skill, "list", "skill:list_skills", "the skills of this home")
     _json(skills)
@@ -283,6 +294,13 @@ def _cursor(text: str) -> int:
 
 def _ordinal(text: str) -> int:
     return _whole(text, "number of an effect")
+
+
+def _span(text: str) -> int:
+    unit = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000}.get(text[-1:])
+    if unit is None or not (text[:-1].isascii() and text[:-1].isdigit() and 0 < len(text) < 8):
+        raise argparse.ArgumentTypeError(f"{text!r} is no span: 14d, 12h, 30m or 90s")
+    return max(1, int(text[:-1]) * unit)
 
 
 def _whole(text: str, what: str) -> int:

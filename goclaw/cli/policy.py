@@ -1,4 +1,4 @@
-"""`goclaw policy check|explain|show`: decided here from the file, so it needs no daemon.
+"""`goclaw policy`: check, explain and show read the file; reload, history and test ask the daemon.
 
 Owns the reading of SUBJECT and how a decision is shown. Not in here: deciding.
 """
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goclaw.cli import show
-from goclaw.cli.place import home_of
+from goclaw.cli.place import Place, home_of
 from goclaw.core.clock import SystemClock
 from goclaw.core.decisions import ACTIONS, Context, Origin, ResourceForm, Subject, SubjectKind
 from goclaw.core.errors import PolicyRefused, UsageError
 from goclaw.core.files import absolute
 from goclaw.core.home import policy_text
-from goclaw.policy import default, document, pdp
+from goclaw.policy import default, document, pdp, review
 
 if TYPE_CHECKING:
     import argparse
 
     from goclaw.core.home import Home
 
-__all__ = ["check", "explain", "show_rules"]
+__all__ = ["check", "explain", "history", "reload", "show_rules", "test"]
 
 
 def check(options: argparse.Namespace) -> int:
@@ -37,6 +37,67 @@ def check(options: argparse.Namespace) -> int:
             show.tell(f"{path} line {problem['line']}: {problem['message']}")
         raise
     print(f"{path}: {len(policy.rules)} rules, version {policy.version}")
+    for warned in review.review(policy, at_ms=SystemClock().wall_ms()):
+        show.tell(f"warning: {path} line {warned.line}: {warned.message}")
+    return 0
+
+
+def reload(options: argparse.Namespace) -> int:
+    """Read policy.toml again; a faulty one is refused, exit 3, and the one in force stays."""
+    with Place(home_of(options)) as client:
+        found = client.call("_goclaw/admin/policy", {"verb": "reload"})
+    for warned in found["warnings"]:
+        show.tell(f"warning: line {warned['line']}: {warned['message']}")
+    if options.json:
+        show.json_line(found)
+    else:
+        print(f"version {found['version']}" + ("" if found["changed"] else ", as before"))
+    return 0
+
+
+def history(options: argparse.Namespace) -> int:
+    """Which version was in force since when, newest first."""
+    versions, after = [], None
+    with Place(home_of(options)) as client:
+        while True:
+            params = {"verb": "history", "after": after}
+            page = client.call("_goclaw/admin/policy", params)
+            versions += page["versions"]
+            after = page.get("next")
+            if after is None:
+                break
+    if options.json:
+        for version in versions:
+            show.json_line(version)
+        return 0
+    show.table(
+        ("since", "version", "by"), ((one["at"], one["version"], one["by"]) for one in versions)
+    )
+    return 0
+
+
+def test(options: argparse.Namespace) -> int:
+    """Decide again, by the policy of FILE, what is on record; say what it would change."""
+    text = policy_text(Path(options.file))
+    with Place(home_of(options)) as client:
+        found = client.call(
+            "_goclaw/admin/policy", {"verb": "test", "text": text, "withinMs": options.since}
+        )
+    for warned in found["warnings"]:
+        show.tell(f"warning: {options.file} line {warned['line']}: {warned['message']}")
+    if options.json:
+        for flip in found["flips"]:
+            show.json_line(flip)
+        return 0
+    for flip in found["flips"]:
+        print(
+            f"{flip['was']} -> {flip['now']}  {flip['count']}x {flip['action']} "
+            f"{show.one_line(flip['resource'])} by {flip['subject']} "
+            f"({flip['wasRule']} -> {flip['nowRule']})"
+        )
+    changed = sum(flip["count"] for flip in found["flips"])
+    skipped = f"; {found['skipped']} could not be made again" if found["skipped"] else ""
+    print(f"{found['decisions']} decisions made again: {changed} differ{skipped}")
     return 0
 
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from goclaw.core.clock import rfc3339
-
-if TYPE_CHECKING:
-    from goclaw.core.states import EffectClass
+from goclaw.core.clock import rfc3339, wall_ms_of
+from goclaw.core.states import EffectClass
 
 __all__ = [
     "ACTIONS",
     "ADMIN_VERBS",
     "OBLIGATIONS",
+    "ON_UNKNOWN",
     "Action",
     "Context",
     "Decision",
@@ -140,8 +139,16 @@ ACTIONS: Final[dict[str, Action]] = {row.name: row for row in _ROWS}
 OBLIGATIONS: Final[dict[str, str]] = {
     "confine": "run it only in a confined sandbox; where there is none, do not run it",
     "notify": "tell every attached client before it happens",
+    "on_unknown:suspend": "when nobody knows whether it happened, the task waits for a person",
+    "on_unknown:tell_brain": "when nobody knows whether it happened, the brain is told so",
 }
 """What a rule may demand of whoever carries the decision out. Who cannot, must not go on."""
+
+ON_UNKNOWN: Final[dict[str, str]] = {
+    "on_unknown:suspend": "suspend",
+    "on_unknown:tell_brain": "tell_brain",
+}
+"""Obligations that say what follows an unknown outcome (E-3); the first of several counts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -235,3 +242,36 @@ class Decision:
             "policyVersion": self.policy_version,
             "obligations": list(self.obligations),
         }
+
+    def to_record(self) -> dict[str, Any]:
+        """As it is audited: the object of A-1, and the facts that it takes to decide again."""
+        facts: dict[str, Any] = {"interactive": self.context.interactive}
+        row = ACTIONS.get(self.action)
+        if self.context.roots and row is not None and row.resource in _PLACES:
+            facts["roots"] = list(self.context.roots)
+        return {**self.to_json(), "facts": facts}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> Decision:
+        """What ``to_record`` wrote; KeyError or ValueError for what it did not."""
+        who, about, facts = record["subject"], record["context"], record["facts"]
+        effect_class = about["effectClass"]
+        return cls(
+            record["decisionId"], wall_ms_of(record["at"]),
+            Subject(
+                SubjectKind(who["kind"]), who["id"], Origin(who["origin"]), who["sessionId"],
+                who["runId"], who["taskId"], who["attempt"],
+            ),
+            record["action"], record["resource"],
+            Context(
+                None if effect_class is None else EffectClass(effect_class),
+                tuple([Taint(label) for label in about["taint"]]), about["risk"],
+                about.get("bytes"), about["argsDigest"], facts["interactive"],
+                tuple(facts.get("roots", ())),
+            ),
+            Verdict(record["effect"]), record["ruleId"], record["reason"],
+            record["policyVersion"], tuple(record["obligations"]),
+        )  # fmt: skip
+
+
+_PLACES: Final = (ResourceForm.PATH, ResourceForm.PROGRAM)

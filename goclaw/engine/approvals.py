@@ -89,7 +89,7 @@ class Approvals:
             )
         ]  # fmt: skip
         if decision is not None:
-            parts.append(bind("audit", record=orjson.dumps(decision.to_json()), now=now))
+            parts.append(bind("audit", record=orjson.dumps(decision.to_record()), now=now))
         try:
             await self._database.apply(*parts)
         except AlreadyResolved as error:

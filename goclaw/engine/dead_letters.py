@@ -199,7 +199,7 @@ class DeadLetters:
             part = bind("redrive", tid=row["tid"], session_limit=limit, now=now)
         else:
             part = bind("drop", tid=row["tid"], now=now)
-        audit = bind("audit", record=orjson.dumps(decision.to_json()), now=now)
+        audit = bind("audit", record=orjson.dumps(decision.to_record()), now=now)
         try:
             committed = await self._database.apply(part, audit)
         except (IllegalTransition, QueueFull) as error:

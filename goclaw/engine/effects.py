@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import orjson
 
 from goclaw.core import limits, log
-from goclaw.core.decisions import Verdict
+from goclaw.core.decisions import ON_UNKNOWN, Verdict
 from goclaw.core.errors import (
     BudgetExhausted,
     EffectUnknown,
@@ -202,6 +202,13 @@ class Journal:
             "effect_adopt", tid=self.task.tid, token=self._token, ordinal=ordinal
         )
 
+    def on_unknown(self, ordinal: int, word: str) -> _Part:
+        """The part that keeps what a rule says of an unknown outcome, behind its intent."""
+        return self._database.bind(
+            "effect_on_unknown", tid=self.task.tid, token=self._token, ordinal=ordinal,
+            on_unknown=word,
+        )  # fmt: skip
+
     def update(self, update: dict[str, Any]) -> _Part:
         """The part that appends an ACP update."""
         return self.bind("append", kind=0, type="update", payload=orjson.dumps(update))
@@ -210,7 +217,7 @@ class Journal:
         """The parts that record decisions."""
         now = self._clock.wall_ms()
         return [
-            self._database.bind("audit", record=orjson.dumps(decision.to_json()), now=now)
+            self._database.bind("audit", record=orjson.dumps(decision.to_record()), now=now)
             for decision in decisions
         ]
 
@@ -518,8 +525,22 @@ class _Entry:
     @property
     def is_harmless(self) -> bool:
         """Nothing is lost when it is dispatched and its intent is not on disk."""
-        owed = any(decision.obligations for decision in self.call.decisions)
+        owed = any(
+            obligation not in ON_UNKNOWN
+            for decision in self.call.decisions
+            for obligation in decision.obligations
+        )
         return self.call.effect_class is EffectClass.PURE and not owed
+
+    @property
+    def _rule_on_unknown(self) -> str | None:
+        """What the rules that let the call happen say (E-3): the stricter word of several."""
+        owed = {one for decision in self.call.decisions for one in decision.obligations}
+        return next((word for name, word in ON_UNKNOWN.items() if name in owed), None)
+
+    @property
+    def _on_unknown(self) -> str:
+        return self._rule_on_unknown or self._journal.task.on_unknown
 
     @property
     def is_unknown(self) -> bool:
@@ -594,6 +615,8 @@ class _Entry:
         parts.append(
             journal.bind("effect_intent", **self._named, **{"class": str(self.call.effect_class)})
         )
+        if self._rule_on_unknown is not None:
+            parts.append(journal.on_unknown(self.ordinal, self._rule_on_unknown))
         self._parts_count = len(parts)
         return parts
 
@@ -634,7 +657,7 @@ class _Entry:
         elif found is False:
             await journal.apply(adopt, self._closed(EffectState.RETRYABLE))
             self.row["state"] = EffectState.RETRYABLE
-        elif journal.task.on_unknown == "suspend":
+        elif self._on_unknown == "suspend":
             raise Park("effect_unknown")
         else:
             await self._tell(adopt)
@@ -768,7 +791,7 @@ class _Entry:
             case EffectClass.PROBEABLE:
                 await journal.apply(self._closed(EffectState.UNKNOWN))
                 raise self._no_answer(error) from error
-            case _ if journal.task.on_unknown == "suspend":
+            case _ if self._on_unknown == "suspend":
                 raise Park("effect_unknown", [self._closed(EffectState.UNKNOWN)]) from error
             case _:
                 await journal.apply(self._closed(EffectState.UNKNOWN))

@@ -57,7 +57,7 @@ async def fork(
         )
     ]  # fmt: skip
     if decision is not None:
-        record = orjson.dumps(decision.to_json())
+        record = orjson.dumps(decision.to_record())
         parts.append(database.bind("audit", record=record, now=clock.wall_ms()))
     committed = await database.apply(*parts)
     sid, session_id, task_id, run_id, event_id, stubbed, duplicate = committed.parts[0]

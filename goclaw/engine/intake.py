@@ -312,7 +312,7 @@ class Intake:
             ),
         ]  # fmt: skip
         if decision is not None:
-            parts.append(bind("audit", record=orjson.dumps(decision.to_json()), now=now))
+            parts.append(bind("audit", record=orjson.dumps(decision.to_record()), now=now))
         if recurrence is not None:
             parts.append(
                 bind(

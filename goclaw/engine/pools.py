@@ -188,7 +188,7 @@ class Pools:
         bind = self._database.bind
         parts = [
             bind("claim_any", pool=pool),
-            bind("audit", record=orjson.dumps(decision.to_json()), now=now),
+            bind("audit", record=orjson.dumps(decision.to_record()), now=now),
             *(
                 bind(
                     "claim", pool=pool, owner=owner, token=token, now_mono=now_mono,

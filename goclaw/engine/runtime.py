@@ -260,7 +260,7 @@ class Engine:
 
     async def audit(self, decision: Decision, *, count: int = 1) -> None:
         """Record a decision that nothing else commits with; ``count``: equal ones joined to it."""
-        record = decision.to_json()
+        record = decision.to_record()
         if count > 1:
             record["count"] = count
         await self.database.write("audit", record=orjson.dumps(record), now=self.clock.wall_ms())

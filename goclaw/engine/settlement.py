@@ -202,7 +202,7 @@ class Settlement:
     def _records(self, decisions: list[Decision | None]) -> list[Any]:
         now = self._clock.wall_ms()
         return [
-            self._database.bind("audit", record=orjson.dumps(decision.to_json()), now=now)
+            self._database.bind("audit", record=orjson.dumps(decision.to_record()), now=now)
             for decision in decisions
             if decision is not None
         ]

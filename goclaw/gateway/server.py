@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 from goclaw.core import limits, log
 from goclaw.core.decisions import Origin
 from goclaw.core.errors import ListenerFailed
-from goclaw.gateway import executors, handlers, operators, work
+from goclaw.gateway import executors, governance, handlers, operators, work
 from goclaw.gateway.access import Throttle, bearer, judge, peer_uid
 from goclaw.gateway.connection import Connection
 from goclaw.gateway.permits import Permits
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Gateway"]
 
 _log = log.logger("gateway.server")
-_METHODS: Final = handlers.METHODS | work.METHODS | operators.METHODS | executors.METHODS
+_METHODS: Final = (
+    handlers.METHODS | work.METHODS | operators.METHODS | executors.METHODS | governance.METHODS
+)
 
 
 class Gateway:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from goclaw.core.decisions import Context, Decision, Subject
     from goclaw.core.records import Session
     from goclaw.engine import Engine
+    from goclaw.engine.policies import Policies
 
 __all__ = ["Services"]
 
@@ -35,7 +36,9 @@ class Services:
     commands: Callable[[Session], list[dict[str, Any]]]
     """The slash commands of a session, as ACP's AvailableCommand objects."""
     status: Callable[[], Awaitable[dict[str, Any]]]
-    explain_policy: Callable[[Subject, str, str, Context], Decision]
+    policies: Policies
+    system_sid: int
+    """The session of the daemon's own events."""
     skills: Callable[[], list[dict[str, Any]]]
     replay: Callable[[str], Awaitable[dict[str, Any]]]
     """By run: the object of `goclaw replay --json`."""

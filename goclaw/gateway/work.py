@@ -14,7 +14,6 @@ import orjson
 
 from goclaw.core import limits
 from goclaw.core.clock import rfc3339
-from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
 from goclaw.core.errors import InvalidParams
 from goclaw.core.records import Terms
 from goclaw.core.states import EffectClass, State
@@ -419,47 +418,6 @@ async def _watch(connection: Connection, params: Params) -> Reply:
     return Reply({}, then=lambda: connection.watch(wanted, interval_ms or limits.WATCH_MS))
 
 
-def _subject(params: Params) -> Subject:
-    """``subject``: an object, or KIND[/ID][@ORIGIN] as on the command line."""
-    found = params.values.get("subject")
-    if isinstance(found, str):
-        kind_and_id, _, origin = found.partition("@")
-        kind, _, name = kind_and_id.partition("/")
-        found = {"kind": kind, "id": name, "origin": origin}
-    if not isinstance(found, dict):
-        raise InvalidParams("subject is KIND, KIND/ID or KIND/ID@ORIGIN.", param="subject")
-    given = Params(found)
-    try:
-        kind = SubjectKind(str(found.get("kind")))
-        default = Origin.UNIX if kind is SubjectKind.CLIENT else Origin.INTERNAL
-        origin = Origin(found.get("origin") or default)
-    except ValueError:
-        kinds, origins = ", ".join(SubjectKind), ", ".join(Origin)
-        raise InvalidParams(
-            "The subject is unknown.", hint=f"Kinds: {kinds}. Origins: {origins}.", param="subject"
-        ) from None
-    name = found.get("id") or "-"
-    if not isinstance(name, str):
-        raise InvalidParams("The id of a subject is a string.", param="subject")
-    return Subject(kind, name, origin, session_id=given.text_or_none("sessionId"))
-
-
-async def _admin_policy(connection: Connection, params: Params) -> Reply:
-    verb = params.choice("verb", ("explain",))
-    connection.require("admin.policy", verb)
-    session = await _session_or_none(connection, params)
-    context = Context()
-    if session is not None:
-        context = Context(interactive=session.interactive, roots=session.roots)
-    decision = connection.services.explain_policy(
-        _subject(params),
-        params.text("action"),
-        params.text("resource", chars_max=limits.PATH_CHARS_MAX),
-        context,
-    )
-    return Reply(decision.to_json())
-
-
 async def _admin_skill(connection: Connection, params: Params) -> Reply:
     verb = params.choice("verb", ("list",))
     connection.require("admin.skill", verb)
@@ -526,7 +484,6 @@ METHODS: Final[dict[str, Handler]] = {
     "_goclaw/effects/redo": _effects_redo,
     "_goclaw/system/status": _status,
     "_goclaw/system/watch": _watch,
-    "_goclaw/admin/policy": _admin_policy,
     "_goclaw/admin/skill": _admin_skill,
     "_goclaw/admin/fork": _admin_fork,
     "_goclaw/admin/replay": _admin_replay,

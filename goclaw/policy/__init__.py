@@ -3,4 +3,4 @@
 Owns what is allowed. Not in here: enforcement, approvals, and the storage of decisions.
 """
 
-__all__ = ["address", "default", "document", "lines", "pdp"]
+__all__ = ["address", "default", "document", "lines", "pdp", "rates", "review"]

@@ -136,7 +136,9 @@ def host_suffix(text: str) -> str:
     """The tree of a host pattern: that name and all below it; ``.`` is every name."""
     if text == ".":
         return _HOST
-    host = _host(canonical_name(text))
+    if not canonical_name(text).isascii():
+        raise ValueError("a host is ASCII: write the rest as xn--, where you see what it really is")
+    host = _host(text)
     if not isinstance(host, str):
         raise ValueError("that is an address: use cidr")
     return _name_text(host)

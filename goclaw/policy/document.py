@@ -10,10 +10,19 @@ import dataclasses
 import difflib
 import re
 import tomllib
+import zoneinfo
 from typing import TYPE_CHECKING, Any, Final
 
 from goclaw.core import limits
-from goclaw.core.decisions import ACTIONS, OBLIGATIONS, Origin, SubjectKind, Taint, Verdict
+from goclaw.core.decisions import (
+    ACTIONS,
+    OBLIGATIONS,
+    ON_UNKNOWN,
+    Origin,
+    SubjectKind,
+    Taint,
+    Verdict,
+)
 from goclaw.core.errors import PolicyRefused
 from goclaw.core.states import EffectClass
 from goclaw.policy import pdp
@@ -29,8 +38,10 @@ _ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SYNTAX_LINE: Final = re.compile(r" \(at line (\d+), column \d+\)| \(at end of document\)")
 _ADMIN: Final = "admin.*"
 _RULE_KEYS: Final = (
-    "id", "effect", "actions", "subjects", "resources", "conditions", "obligations", "reason",
+    "id", "effect", "actions", "subjects", "resources", "conditions", "obligations", "on_unknown",
+    "reason",
 )  # fmt: skip
+_CLOCK: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
 _CONDITIONS: Final = tuple(field.name for field in dataclasses.fields(pdp.Conditions))
 _KINDS: Final = tuple(str(kind) for kind in pdp.ResourceKind)
 
@@ -117,6 +128,15 @@ class _Reader:
                 at = ("rule", place, "id")
                 self.problem(at, f"rule id {rule.id!r} is taken since line {seen[rule.id]}")
             seen.setdefault(rule.id, rule.line)
+        self.repeated(rules)
+        for what, field, most in (
+            ("different times", "time", limits.POLICY_WINDOWS_MAX),
+            ("rules with a rate_max", "rate_max", limits.POLICY_RATES_MAX),
+        ):
+            named = [getattr(rule.conditions, field) for rule in rules]
+            found = [one for one in named if one is not None]
+            if len(set(found) if field == "time" else found) > most:
+                self.problem(("rule",), f"there are more than {most} {what}")
         if sum(map(_entry_count, rules)) > limits.POLICY_ENTRIES_MAX:
             what = f"actions x subjects x resources exceed {limits.POLICY_ENTRIES_MAX}"
             self.problem(("rule",), f"the rules are too many: their {what}")
@@ -152,7 +172,23 @@ class _Reader:
                 self.problem(at, f"{field} on a deny {why}")
         if denies and rule.obligations:
             self.problem((*path, "obligations"), "nobody carries out a deny: it has no obligations")
+        if rule.conditions.rate_max is not None and rule.effect is not Verdict.ALLOW:
+            at = (*path, "conditions", "rate_max")
+            self.problem(at, "rate_max bounds what an allow lets through; an ask or deny has none")
         return rule
+
+    def repeated(self, rules: list[pdp.Rule]) -> None:
+        """Two rules that say the same of the same: one of them can never decide."""
+        known: dict[tuple[Any, ...], pdp.Rule] = {}
+        for place, rule in enumerate(rules):
+            scope = (
+                rule.effect, frozenset(rule.actions), frozenset(rule.subjects),
+                frozenset(rule.resources), rule.conditions,
+            )  # fmt: skip
+            other = known.setdefault(scope, rule)
+            if other.id != rule.id:
+                says = f"{other.id!r} (line {other.line}) says the same of the same"
+                self.problem(("rule", place), f"rule {rule.id!r} can never decide: {says}")
 
     def actions(self, path: Path, value: Any) -> tuple[str, ...]:
         names: list[str] = []
@@ -233,17 +269,70 @@ class _Reader:
             read["tainted"] = value["tainted"]
         elif "tainted" in value:
             read["tainted"] = self.choices((*path, "tainted"), value["tainted"], Taint)
+        if "time" in value:
+            read["time"] = self.window((*path, "time"), value["time"])
+        if "rate_max" in value:
+            read["rate_max"] = self.rate((*path, "rate_max"), value["rate_max"])
         return pdp.Conditions(**read)
 
+    def window(self, path: Path, value: Any) -> pdp.Window | None:
+        if not isinstance(value, dict):
+            self.problem(path, 'time is { from = "08:00", to = "18:00" }, with days and zone')
+            return None
+        self.keys(path, value, ("from", "to", "days", "zone"))
+        minutes: list[int] = []
+        for key in ("from", "to"):
+            found = _CLOCK.fullmatch(str(value.get(key, "")))
+            if found is None:
+                self.problem((*path, key), f'{key} is a time of day, "00:00" to "23:59"')
+            minutes.append(int(found[1]) * 60 + int(found[2]) if found else len(minutes))
+        if minutes[0] == minutes[1]:
+            self.problem(path, "a time that begins when it ends is all day or never: leave it out")
+        days = tuple(pdp.DAYS)
+        if "days" in value:
+            named = self.strings((*path, "days"), value["days"])
+            for place, name in enumerate(named):
+                if name not in pdp.DAYS:
+                    known = ", ".join(pdp.DAYS)
+                    self.problem((*path, "days", place), f"unknown day {name!r}: one of {known}")
+            days = tuple(day for day in pdp.DAYS if day in named)
+        zone = self.text(path, value, "zone") if "zone" in value else "UTC"
+        try:
+            zoneinfo.ZoneInfo(zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            self.problem((*path, "zone"), f"unknown time zone {zone[:80]!r}")
+            return None
+        return pdp.Window(minutes[0], minutes[1], days, zone)
+
+    def rate(self, path: Path, value: Any) -> pdp.Rate | None:
+        if not isinstance(value, dict):
+            self.problem(path, "rate_max is { calls = 10, per_s = 60 }")
+            return None
+        self.keys(path, value, ("calls", "per_s"))
+        figures = []
+        for key, most in (("calls", limits.RATE_CALLS_MAX), ("per_s", limits.RATE_S_MAX)):
+            figure = value.get(key)
+            if type(figure) is not int or not 1 <= figure <= most:
+                self.problem((*path, key), f"{key} is a whole number from 1 to {most}")
+                figure = 1
+            figures.append(figure)
+        return pdp.Rate(*figures)
+
     def obligations(self, path: Path, table: dict[str, Any]) -> tuple[str, ...]:
-        if "obligations" not in table:
-            return ()
-        at = (*path, "obligations")
-        names = self.strings(at, table["obligations"])
-        for place, name in enumerate(names):
-            if name not in OBLIGATIONS:
-                guess = _guess(name, OBLIGATIONS)
-                self.problem((*at, place), f"unknown obligation {name!r}{guess}")
+        names: list[str] = []
+        plain = [name for name in OBLIGATIONS if name not in ON_UNKNOWN]
+        if "obligations" in table:
+            at = (*path, "obligations")
+            names = self.strings(at, table["obligations"])
+            for place, name in enumerate(names):
+                if name not in plain:
+                    guess = _guess(name, plain)
+                    self.problem((*at, place), f"unknown obligation {name!r}{guess}")
+        if "on_unknown" in table:
+            at, words = (*path, "on_unknown"), table["on_unknown"]
+            if words not in ON_UNKNOWN.values():
+                self.problem(at, f"on_unknown is one of {', '.join(ON_UNKNOWN.values())}")
+            names = [*names, f"on_unknown:{words}"]
         return tuple(names)
 
     # -- values ---------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ Owns the rules as values, their compilation and ``decide``. Not in here: the pol
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import enum
 import functools
 import hashlib
 import json
 import re
+import zoneinfo
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from goclaw._fast import rules as native
@@ -32,21 +34,24 @@ from goclaw.core.states import EffectClass
 from goclaw.policy import address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     _Entry = tuple[int, int, int, int, int, int, bytes, int, bytes]
 
 __all__ = [
+    "DAYS",
     "DEFAULT",
     "MALFORMED",
     "Conditions",
     "Explanation",
     "Near",
     "Policy",
+    "Rate",
     "ResourceKind",
     "ResourcePattern",
     "Rule",
     "SubjectPattern",
+    "Window",
     "compile_policy",
     "decide",
     "explain",
@@ -94,6 +99,41 @@ class SubjectPattern:
     id: str = "*"
 
 
+DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Window:
+    """Some hours of some days by the calendar of a zone. One that ends before it begins spans
+    midnight, and belongs to the day on which it begins."""
+
+    begin_min: int
+    end_min: int
+    days: tuple[str, ...] = DAYS
+    zone: str = "UTC"
+
+    def holds(self, at_ms: int) -> bool:
+        """Is that moment inside? ValueError for one that no calendar has."""
+        try:
+            moment = datetime.datetime.fromtimestamp(at_ms / 1000, zoneinfo.ZoneInfo(self.zone))
+        except (OverflowError, OSError) as error:
+            raise ValueError(f"its time is in no calendar: {error}") from None
+        minute, day = moment.hour * 60 + moment.minute, moment.weekday()
+        if self.begin_min < self.end_min:
+            return self.begin_min <= minute < self.end_min and DAYS[day] in self.days
+        if minute >= self.begin_min:
+            return DAYS[day] in self.days
+        return minute < self.end_min and DAYS[day - 1] in self.days
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rate:
+    """So many times within so many seconds."""
+
+    calls: int
+    per_s: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conditions:
     """What else must hold; None is no condition."""
@@ -105,6 +145,9 @@ class Conditions:
     """True: any taint. False: none. Labels: all of these."""
     risk_max: int | None = None
     bytes_max: int | None = None
+    time: Window | None = None
+    rate_max: Rate | None = None
+    """Whoever asks for decisions counts (``rates``) and says which rules are used up."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,7 +176,11 @@ class Rule:
             "actions": self.actions,
             "subjects": [[one.kinds, one.origins, one.id] for one in self.subjects],
             "resources": [[one.kind, one.text] for one in self.resources],
-            "conditions": {key: value for key, value in conditions.items() if value is not None},
+            "conditions": {
+                key: dataclasses.astuple(value) if isinstance(value, Window | Rate) else value
+                for key, value in conditions.items()
+                if value is not None
+            },
             "obligations": self.obligations,
             "reason": self.reason,
         }
@@ -150,6 +197,10 @@ class Policy:
     rules: tuple[Rule, ...]
     home: str | None
     table: native.Rules = dataclasses.field(repr=False)
+    windows: tuple[Window, ...] = ()
+    """The different times that rules name; the bit of each that is over is among the facts."""
+    rated: Mapping[str, Rate] = dataclasses.field(default_factory=dict)
+    """The rules with a rate, by id, in the order of their bits."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -179,6 +230,8 @@ _INTERACTIVE: Final[dict[Any, int]] = {False: 1 << 24, True: 1 << 25}
 _TAINTED: Final[dict[Any, int]] = {False: 1 << 26, True: 1 << 27}
 _ABSENT: Final[dict[Any, int]] = {label: 1 << bit for bit, label in enumerate(Taint, 32)}
 _CLEAN: Final = _TAINTED[False] | sum(_ABSENT.values())
+_WINDOW_BIT: Final = 34
+_RATE_BIT: Final = _WINDOW_BIT + limits.POLICY_WINDOWS_MAX
 _CODES: Final = {Verdict.ALLOW: native.ALLOW, Verdict.ASK: native.ASK, Verdict.DENY: native.DENY}
 _VERDICTS: Final = {code: verdict for verdict, code in _CODES.items()}
 _NUMBERS: Final = {name: number for number, name in enumerate(ACTIONS)}
@@ -233,19 +286,50 @@ def compile_policy(rules: Iterable[Rule], *, home: str | None = None) -> Policy:
     Raises ValueError for a resource pattern that can match nothing its actions are about.
     """
     kept = tuple(rules)
+    windows = tuple(
+        dict.fromkeys(rule.conditions.time for rule in kept if rule.conditions.time is not None)
+    )
+    rated = {
+        rule.id: rule.conditions.rate_max for rule in kept if rule.conditions.rate_max is not None
+    }
+    _check_bits(windows, rated)
+    bits = {window: 1 << bit for bit, window in enumerate(windows, _WINDOW_BIT)}
+    rate_bits = {name: 1 << bit for bit, name in enumerate(rated, _RATE_BIT)}
     content = {"version": 1, "rules": [rule.to_json() for rule in kept]}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     table = native.Rules(
-        [entry for number, rule in enumerate(kept) for entry in _entries(number, rule, home)]
+        [
+            entry
+            for number, rule in enumerate(kept)
+            for entry in _entries(
+                number,
+                rule,
+                home,
+                (bits[rule.conditions.time] if rule.conditions.time else 0)
+                | rate_bits.get(rule.id, 0),
+            )
+        ]
     )
-    return Policy(hashlib.sha256(text.encode()).hexdigest(), kept, home, table)
+    version = hashlib.sha256(text.encode()).hexdigest()
+    return Policy(version, kept, home, table, windows, rated)
 
 
-def _entries(number: int, rule: Rule, home: str | None) -> Iterator[_Entry]:
+def _check_bits(windows: Collection[Window], rated: Collection[str]) -> None:
+    """Each time and each rate takes a bit of the facts, of which there are 64."""
+    for what, found, most in (
+        ("different times", windows, limits.POLICY_WINDOWS_MAX),
+        ("rules with a rate_max", rated, limits.POLICY_RATES_MAX),
+    ):
+        if len(found) > most:
+            raise ValueError(f"there are more than {most} {what}")
+
+
+def _entries(number: int, rule: Rule, home: str | None, moment: int) -> Iterator[_Entry]:
+    """``moment``: the bits of its time and rate."""
     conditions = rule.conditions
     risk_max = _NO_BOUND if conditions.risk_max is None else conditions.risk_max
     bytes_max = _NO_BOUND if conditions.bytes_max is None else conditions.bytes_max
-    forbidden = _forbidden(conditions)
+    forbidden = _forbidden(conditions) | moment
     subjects = [
         (_except(_KIND, one.kinds) | _except(_ORIGIN, one.origins), _id_glob(one.id))
         for one in rule.subjects
@@ -374,10 +458,17 @@ def decide(
     context: Context,
     decision_id: str,
     at_ms: int,
+    spent: Collection[str] = (),
 ) -> Decision:
-    """The decision. Never raises for any text or figure: what has no canonical form is denied."""
+    """The decision. Never raises for any text or figure: what has no canonical form is denied.
+
+    ``spent``: the ids of rules whose ``rate_max`` is used up at this moment.
+    """
     try:
         request = _request(subject, action, resource, context)
+        facts = request.facts
+        if policy.windows or spent:
+            facts |= _moment(policy, at_ms, spent)
     except ValueError as error:
         return Decision(
             decision_id, at_ms, _shown_subject(subject), _shown(action), _shown(_bare(resource)),
@@ -385,7 +476,7 @@ def decide(
             policy.version, (),
         )  # fmt: skip
     code, number = policy.table.decide(
-        request.action, request.facts, request.risk, request.size_bytes, request.who, request.forms
+        request.action, facts, request.risk, request.size_bytes, request.who, request.forms
     )
     if number == native.NO_RULE:
         rule_id = DEFAULT
@@ -399,6 +490,17 @@ def decide(
         decision_id, at_ms, subject, action, request.resource, context, _VERDICTS[code], rule_id,
         reason, policy.version, obligations,
     )  # fmt: skip
+
+
+def _moment(policy: Policy, at_ms: int, spent: Collection[str]) -> int:
+    bits = 0
+    for bit, window in enumerate(policy.windows, _WINDOW_BIT):
+        if not window.holds(at_ms):
+            bits |= 1 << bit
+    for bit, name in enumerate(policy.rated, _RATE_BIT):
+        if name in spent:
+            bits |= 1 << bit
+    return bits
 
 
 def _request(subject: Subject, action: str, resource: str, context: Context) -> _Request:
@@ -507,6 +609,7 @@ def explain(
     context: Context,
     decision_id: str,
     at_ms: int,
+    spent: Collection[str] = (),
 ) -> Explanation:
     """The decision, its rule, and the rules about this action that came closest to applying.
 
@@ -514,7 +617,7 @@ def explain(
     """
     decision = decide(
         policy, subject=subject, action=action, resource=resource, context=context,
-        decision_id=decision_id, at_ms=at_ms,
+        decision_id=decision_id, at_ms=at_ms, spent=spent,
     )  # fmt: skip
     if decision.rule_id == MALFORMED:
         return Explanation(decision, None, ())
@@ -524,10 +627,17 @@ def explain(
         Near(rule, misses)
         for rule in policy.rules
         if rule is not chosen and action in rule.actions
-        if (misses := tuple(_misses(policy, rule, request, action)))
+        if (misses := (*_misses(policy, rule, request, action), *_past(rule, at_ms, spent)))
     ]
     near.sort(key=lambda one: len(one.misses))
     return Explanation(decision, chosen, tuple(near[: limits.POLICY_NEAR_MAX]))
+
+
+def _past(rule: Rule, at_ms: int, spent: Collection[str]) -> Iterator[str]:
+    if rule.conditions.time is not None and not rule.conditions.time.holds(at_ms):
+        yield "time"
+    if rule.id in spent:
+        yield "rate_max"
 
 
 def _misses(policy: Policy, rule: Rule, request: _Request, action: str) -> Iterator[str]:

@@ -77,6 +77,12 @@ SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload;
 -- step: emit
 SELECT <<kind>> AS kind, <<type>> AS type, <<payload>> AS payload WHERE <<condition>>;
 
+-- What an event needs that is of no task: the daemon's own.
+-- fragment: of_none condition
+SELECT s.head AS event_id, s.salt, s.link, NULL AS tid, NULL AS run_id, NULL AS task_id,
+       0 AS attempt, NULL AS trace
+  FROM sessions AS s WHERE <<condition>>;
+
 -- Is there room behind the gate of work w? Heads that were let in count as running; a broken one has
 -- room for its probe only, which the timer lets in (gate_open).
 -- fragment: room sound
@@ -187,8 +193,12 @@ UPDATE effects
  WHERE tid = :tid AND state = 'intent';
 -- step: run
 SELECT count(*) FILTER (WHERE state = 'unknown') AS unknown_count,
-       count(*) FILTER (WHERE state = 'unknown' AND (class = 'irreversible'
-                           OR (SELECT kind FROM tasks WHERE tid = :tid) = 'pool')) AS irreversible_count,
+       count(*) FILTER (WHERE state = 'unknown'
+                          AND (class = 'irreversible'
+                               OR (SELECT kind FROM tasks WHERE tid = :tid) = 'pool')
+                          AND ifnull(on_unknown, (SELECT t.on_unknown FROM tasks AS t
+                                                   WHERE t.tid = :tid)) = 'suspend')
+         AS suspending_count,
        count(*) FILTER (WHERE state = 'result') AS kept_count,
        count(*) FILTER (WHERE state = 'retryable') AS again_count
   FROM effects WHERE tid = :tid;
@@ -484,12 +494,12 @@ SELECT ended_state AS state, end_event AS event_id, failures FROM tasks
 SELECT failures + :retryable AS failures,
        iif(fingerprint IS :fingerprint, repeats + 1, 1) AS repeats,
        CASE WHEN :retryable = 0 THEN 'FAILED'
-            WHEN :irreversible_count > 0 AND on_unknown = 'suspend' THEN 'SUSPENDED'
+            WHEN :suspending_count > 0 THEN 'SUSPENDED'
             WHEN failures + 1 >= max_attempts THEN 'DEAD_LETTER'
             WHEN fingerprint = :fingerprint AND repeats + 1 >= :poison THEN 'DEAD_LETTER'
             ELSE 'RETRY_WAIT' END AS state,
        CASE WHEN :retryable = 0 THEN :code
-            WHEN :irreversible_count > 0 AND on_unknown = 'suspend' THEN 'effect_unknown'
+            WHEN :suspending_count > 0 THEN 'effect_unknown'
             WHEN failures + 1 >= max_attempts THEN 'attempts_exhausted'
             WHEN fingerprint = :fingerprint AND repeats + 1 >= :poison THEN 'poison'
             ELSE :code END AS reason
@@ -601,10 +611,10 @@ SELECT ended_state AS state, end_event AS event_id FROM tasks
 -- step: run
 SELECT lease_owner AS owner,
        CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'DEAD_LETTER'
-            WHEN :irreversible_count > 0 AND on_unknown = 'suspend' THEN 'SUSPENDED'
+            WHEN :suspending_count > 0 THEN 'SUSPENDED'
             ELSE 'QUEUED' END AS state,
        CASE WHEN :spent = 1 AND crashes >= :crash_budget THEN 'crashes_exhausted'
-            WHEN :irreversible_count > 0 AND on_unknown = 'suspend' THEN 'effect_unknown'
+            WHEN :suspending_count > 0 THEN 'effect_unknown'
             ELSE :reason END AS end_reason
   FROM tasks WHERE tid = :tid;
 <<event 1 | iif(:state = 'QUEUED', 'task.requeued', 'task.' || lower(:state)) | json_object('from', 'RUNNING', 'to', :state, 'reason', :end_reason)>>
@@ -645,9 +655,7 @@ VALUES (:tid, json_object('taskId', :task_id, 'runId', :run_id, 'attempt', :atte
 -- step: need
 SELECT count(*) AS count FROM recovered HAVING count(*) > 0 OR :fence IS NOT NULL;
 -- step: expect session_unknown
-SELECT s.head AS event_id, s.salt, s.link, NULL AS tid, NULL AS run_id, NULL AS task_id,
-       0 AS attempt, NULL AS trace
-  FROM sessions AS s WHERE s.sid = :sid;
+<<of_none s.sid = :sid>>
 <<event 1 | 'recovery.report' | json_patch(json_object('count', :count, 'states', json((SELECT json_group_object(state, tasks) FROM (SELECT json_extract(entry, '$.state') AS state, count(*) AS tasks FROM recovered GROUP BY 1))), 'tasks', json((SELECT json_group_array(json(entry)) FROM (SELECT entry FROM recovered ORDER BY tid LIMIT :most)))), json_object('fence', json(:fence)))>>
 -- step: run
 DELETE FROM recovered;
@@ -968,6 +976,12 @@ SELECT number + 1 AS number, epoch FROM fence
 -- step: run
 UPDATE fence SET number = :number WHERE id = 1 AND :number IS NOT NULL;
 
+-- program: effect_on_unknown tid token ordinal on_unknown
+-- The rule that allowed the call says what follows an unknown outcome (E-3); behind the intent.
+-- step: run
+UPDATE effects SET on_unknown = :on_unknown
+ WHERE tid = :tid AND ordinal = :ordinal AND token = :token AND state = 'intent';
+
 -- program: effect_result tid token ordinal state result failed now
 -- Close an intent of this lease: result (final), retryable (nothing was sent or the far side said
 -- so), unknown (dispatch ended without a definite answer).
@@ -1260,11 +1274,30 @@ SELECT 1 AS kind, 'run.forked' AS type,
 <<event_when :was <> 'QUEUED' | 1 | 'task.requeued' | json_object('from', :was, 'to', 'QUEUED', 'reason', 'forked')>>
 <<promote 0 | :sid | :line | w.broken IS NULL>>
 
--- program: policy_put version text now
--- returns: version
+-- program: policy_activate sid version text by now
+-- The policy that is in force from now on: stored before it is active, and told where the daemon's
+-- own events are (A-3). The one that is in force already is told once.
+-- returns: event_id
 -- step: run
-INSERT INTO policies (version, text, at) VALUES (:version, :text, :now)
-    ON CONFLICT DO NOTHING RETURNING version;
+INSERT INTO policies (version, text, at) VALUES (:version, :text, :now) ON CONFLICT DO NOTHING;
+-- step: run
+SELECT NULL AS was;
+-- step: run
+SELECT version AS was FROM policy_activations ORDER BY seq DESC LIMIT 1;
+-- step: need
+SELECT 1 WHERE :was IS NOT :version;
+-- step: run
+INSERT INTO policy_activations (version, at, by) VALUES (:version, :now, :by);
+-- step: need
+<<of_none s.sid = :sid>>
+<<event 1 | 'policy.activated' | json_object('version', :version, 'was', :was, 'by', :by)>>
+
+-- program: policy_refused sid by message now
+-- A policy that was to be loaded is none; the one in force stays.
+-- returns: event_id
+-- step: need
+<<of_none s.sid = :sid>>
+<<event 1 | 'policy.refused' | json_object('by', :by, 'message', :message)>>
 
 -- program: artefact_put key digest now
 -- returns: key
@@ -1695,6 +1728,21 @@ SELECT digest FROM artefacts WHERE key = :key;
 
 -- query: policy_get version
 SELECT text FROM policies WHERE version = :version;
+
+-- Versions that work in progress is pinned to, and their texts.
+-- query: policies_pinned
+SELECT version, text FROM policies
+ WHERE version IN (SELECT policy_version FROM tasks
+                    WHERE state = 'RUNNING'
+                    UNION ALL
+                   SELECT policy_version FROM tasks WHERE state IN ('RETRY_WAIT', 'SUSPENDED'));
+
+-- query: policy_activations before limit
+SELECT seq, version, at, by FROM policy_activations
+ WHERE seq < :before ORDER BY seq DESC LIMIT :limit;
+
+-- query: audit_before seq limit
+SELECT seq, at, record FROM audit WHERE seq < :seq ORDER BY seq DESC LIMIT :limit;
 
 -- query: audit_after seq limit
 SELECT seq, at, record, link FROM audit WHERE seq > :seq ORDER BY seq LIMIT :limit;

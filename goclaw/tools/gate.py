@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 
 from goclaw.core import limits
-from goclaw.core.decisions import Context, Origin, Subject, SubjectKind, Verdict
+from goclaw.core.decisions import ON_UNKNOWN, Context, Origin, Subject, SubjectKind, Verdict
 from goclaw.core.errors import GoclawError, InvalidParams
 from goclaw.core.records import Call, Done
 from goclaw.core.states import EffectClass
@@ -34,7 +34,8 @@ __all__ = ["Decide", "Gate", "context_of", "error_output", "subject_of"]
 
 # Sandboxes in which a call counts as confined.
 _CONFINED = frozenset({"wasm", "runner", "confined"})
-_FULFILLED = frozenset({"notify"})  # the announcement commits before the dispatch
+# The announcement commits before the dispatch; the journal minds what follows an unknown outcome.
+_FULFILLED = frozenset({"notify", *ON_UNKNOWN})
 _NOTHING_OPEN: Callable[[], Collection[tuple[int, int]]] = tuple
 
 

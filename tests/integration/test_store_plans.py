@@ -49,6 +49,7 @@ SCANS = {
     "(subquery": "the same, in its order; what a fork copies (limits.FORK_EVENTS_MAX)",
     "walk": "the link so far, one row",
     "audit": "backwards from the last row, and no further",
+    "policy_activations": "the same",
 }
 # Rows that are counted: once at the start, and for a person who asks.
 COUNTS = {"sessions_count"}

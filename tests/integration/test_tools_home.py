@@ -10,7 +10,7 @@ import pytest
 from goclaw.core.clock import SystemClock
 from goclaw.core.decisions import Context, Origin, Subject, SubjectKind, Verdict
 from goclaw.core.home import Home
-from goclaw.daemon import Policies
+from goclaw.engine.policies import Policies
 from goclaw.policy import default
 from goclaw.store import open_database
 from goclaw.tools import files

@@ -20,11 +20,13 @@ from goclaw.core import limits
 from goclaw.core.clock import SystemClock
 from goclaw.core.config import Config
 from goclaw.core.decisions import Context, Decision, Origin, Subject, SubjectKind, Verdict
+from goclaw.core.home import Home
 from goclaw.core.records import Call, Done, Failed, Succeeded
 from goclaw.core.states import EffectClass
 from goclaw.engine import Engine
+from goclaw.engine.policies import Policies
 from goclaw.gateway import Gateway, Services
-from goclaw.policy import default, document, pdp
+from goclaw.policy import default
 from goclaw.store import open_database
 
 if TYPE_CHECKING:
@@ -155,6 +157,8 @@ def asked(title: str) -> Call:
 class House:
     """What a test holds in its hands."""
 
+    home: Path
+    services: Services
     engine: Engine
     gateway: Gateway
     runner: ScriptRunner
@@ -405,8 +409,9 @@ async def opened(
     """A running house on ``home``, closed in good order."""
     config = config or Config()
     clock = SystemClock()
-    rules = document.load(policy, home=str(home))
     database = open_database(home)
+    (home / "policy.toml").write_text(policy)
+    policies = Policies(clock, database, Home(home))
     runner = ScriptRunner({})
     probed: list[Done | bool | None] = []
 
@@ -418,15 +423,11 @@ async def opened(
 
     engine = Engine(
         database, clock, config, runner, daemon_boot=clock.new_id("boot"),
-        policy_version=lambda: rules.version, call_of=call_of,
+        policy_version=lambda: policies.version, call_of=call_of,
     )  # fmt: skip
     await engine.start()
-
-    def decide(subject: Subject, action: str, resource: str, context: Context) -> Decision:
-        return pdp.decide(
-            rules, subject=subject, action=action, resource=resource, context=context,
-            decision_id=clock.new_id("decision"), at_ms=clock.wall_ms(),
-        )  # fmt: skip
+    system_sid = (await engine.intake.system_session()).sid
+    await policies.load(sid=system_sid)
 
     def known(_session: Session) -> list[dict[str, Any]]:
         return commands or [{"name": "word-count", "description": "Counts.", "input": None}]
@@ -437,14 +438,17 @@ async def opened(
     async def replayed(run_id: str) -> dict[str, Any]:
         return {"runId": run_id, "verdict": "identical"}
 
+    async def backup() -> dict[str, Any]:
+        return {"name": "backup-1"}
+
     stops: list[bool] = []
     sids: list[int] = []
     services = Services(
-        engine=engine, config=config, decide=decide, check_brain=check_brain,
+        engine=engine, config=config, decide=policies.decide, check_brain=check_brain,
         daemon_id="daemon_1", boot_id="boot_1",
-        version="0.0", commands=known, status=status, explain_policy=decide,
+        version="0.0", commands=known, status=status, policies=policies, system_sid=system_sid,
         skills=lambda: [{"name": "word-count"}], request_stop=lambda: stops.append(True),
-        on_session=sids.append, token=TOKEN, replay=replayed,
+        on_session=sids.append, token=TOKEN, replay=replayed, backup=backup,
     )  # fmt: skip
     gateway = Gateway(services)
     socket = home / "s.sock"
@@ -452,7 +456,7 @@ async def opened(
     port = await gateway.serve_ws("127.0.0.1", 0)
     if lanes:
         engine.open_lanes()
-    house = House(engine, gateway, runner, socket, port, stops, sids, [], probed)
+    house = House(home, services, engine, gateway, runner, socket, port, stops, sids, [], probed)
     try:
         yield house
     finally:

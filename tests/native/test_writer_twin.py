@@ -1012,7 +1012,8 @@ class Walk:
                 {"sid": sid, "task_id": task, "kind": 0, "type": "update", "payload": b"{}"},
             ),
             ("audit", {"record": name.encode()}),
-            ("policy_put", {"version": name, "text": "t"}),
+            ("policy_activate", {"sid": sid, "version": name, "text": "t", "by": "b"}),
+            ("policy_refused", {"sid": sid, "by": "b", "message": name}),
             ("artefact_put", {"key": name, "digest": "d"}),
             ("meta_put", {"key": name, "value": "v"}),
         )

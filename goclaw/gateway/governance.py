@@ -1,0 +1,138 @@
+"""The methods about what may happen: the policy in force, the one before, and the next.
+
+Owns their params and the shapes of their answers. Not in here: deciding, and what is kept of it
+(``engine.policies``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from goclaw.core import limits
+from goclaw.core.clock import rfc3339
+from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
+from goclaw.core.errors import InvalidParams
+from goclaw.gateway.connection import Connection, Handler, Later, Reply
+from goclaw.gateway.params import Params
+
+if TYPE_CHECKING:
+    from goclaw.engine.policies import Tested
+    from goclaw.policy.review import Warned
+
+__all__ = ["METHODS"]
+
+# -- the policy --------------------------------------------------------------------------------
+
+
+def _subject(params: Params) -> Subject:
+    """``subject``: an object, or KIND[/ID][@ORIGIN] as on the command line."""
+    found = params.values.get("subject")
+    if isinstance(found, str):
+        kind_and_id, _, origin = found.partition("@")
+        kind, _, name = kind_and_id.partition("/")
+        found = {"kind": kind, "id": name, "origin": origin}
+    if not isinstance(found, dict):
+        raise InvalidParams("subject is KIND, KIND/ID or KIND/ID@ORIGIN.", param="subject")
+    given = Params(found)
+    try:
+        kind = SubjectKind(str(found.get("kind")))
+        default = Origin.UNIX if kind is SubjectKind.CLIENT else Origin.INTERNAL
+        origin = Origin(found.get("origin") or default)
+    except ValueError:
+        kinds, origins = ", ".join(SubjectKind), ", ".join(Origin)
+        raise InvalidParams(
+            "The subject is unknown.", hint=f"Kinds: {kinds}. Origins: {origins}.", param="subject"
+        ) from None
+    name = found.get("id") or "-"
+    if not isinstance(name, str):
+        raise InvalidParams("The id of a subject is a string.", param="subject")
+    return Subject(kind, name, origin, session_id=given.text_or_none("sessionId"))
+
+
+async def _policy(connection: Connection, params: Params) -> Reply | Later:
+    verb = params.choice("verb", tuple(_POLICY))
+    decision = connection.require("admin.policy", verb)
+    if verb == "reload":
+        await connection.engine.audit(decision)
+    return await _POLICY[verb](connection, params)
+
+
+async def _explain(connection: Connection, params: Params) -> Reply:
+    session_id, context = params.text_or_none("sessionId"), Context()
+    if session_id is not None:
+        session = await connection.engine.intake.session(session_id)
+        context = Context(interactive=session.interactive, roots=session.roots)
+    decision = connection.services.policies.explain(
+        _subject(params),
+        params.text("action"),
+        params.text("resource", chars_max=limits.PATH_CHARS_MAX),
+        context,
+    )
+    return Reply(decision.to_json())
+
+
+async def _reload(connection: Connection, _params: Params) -> Reply:
+    services = connection.services
+    loaded = await services.policies.load(by=connection.client_id, sid=services.system_sid)
+    return Reply(
+        {
+            "version": loaded.version,
+            "was": loaded.was,
+            "changed": loaded.version != loaded.was,
+            "warnings": _warnings(loaded.warnings),
+        }
+    )
+
+
+def _warnings(warned: list[Warned]) -> list[dict[str, Any]]:
+    return [{"line": one.line, "message": one.message} for one in warned]
+
+
+async def _history(connection: Connection, params: Params) -> Reply:
+    most, before = params.page(), params.cursor("after")
+    found = await connection.services.policies.history(before=before, most=most + 1)
+    result: dict[str, Any] = {
+        "versions": [
+            {"version": one["version"], "at": rfc3339(one["at"]), "by": one["by"]}
+            for one in found[:most]
+        ]
+    }
+    if len(found) > most:
+        result["next"] = str(found[most - 1]["seq"])
+    return Reply(result)
+
+
+async def _test(connection: Connection, params: Params) -> Later:
+    text = params.text("text", chars_max=limits.POLICY_BYTES_MAX)
+    within = params.number("withinMs", 1, limits.AUDIT_RETENTION_MS, _WITHIN_MS) or _WITHIN_MS
+    policies, now = connection.services.policies, connection.engine.clock.wall_ms()
+
+    async def tested() -> Reply:
+        return Reply(_tested(await policies.test(text, now - within)))
+
+    return Later(tested())
+
+
+def _tested(found: Tested) -> dict[str, Any]:
+    return {
+        "version": found.version,
+        "decisions": found.decisions,
+        "skipped": found.skipped,
+        "flips": [
+            {
+                "action": flip.action, "resource": flip.resource, "subject": flip.subject,
+                "was": flip.was, "wasRule": flip.was_rule, "now": flip.now,
+                "nowRule": flip.now_rule, "count": flip.times, "lastAt": rfc3339(flip.last_at_ms),
+            }
+            for flip in found.flips
+        ],
+        "warnings": _warnings(found.warnings),
+    }  # fmt: skip
+
+
+_WITHIN_MS: Final = 14 * limits.DAY_MS
+_POLICY: Final[dict[str, Handler]] = {
+    "explain": _explain, "reload": _reload, "history": _history, "test": _test,
+}  # fmt: skip
+
+METHODS: Final[dict[str, Handler]] = {"_goclaw/admin/policy": _policy}
