@@ -48,6 +48,7 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
     from goclaw.engine import Engine
     from goclaw.engine.policies import Policies
     from goclaw.gateway import Gateway, Services
+    from goclaw.gateway.access import BearerToken
     from goclaw.policy import default
     from goclaw.store import open_database
 
@@ -89,7 +90,8 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
             daemon_id="d", boot_id="b",
             version="0", commands=lambda _session: [], status=status,
             policies=policies, system_sid=1, skills=list, request_stop=lambda: None,
-            on_session=lambda _sid: None, token=place.token(), replay=replay, backup=status,
+            on_session=lambda _sid: None, replay=replay, backup=status,
+            token=BearerToken(place.token(), place.token),
         )
     )  # fmt: skip
     port = await gateway.serve_ws("127.0.0.1", 0)

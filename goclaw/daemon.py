@@ -26,6 +26,8 @@ from goclaw.core.processes import Children
 from goclaw.engine import Engine
 from goclaw.engine.policies import Policies
 from goclaw.gateway import Gateway, Services
+from goclaw.gateway.access import BearerToken
+from goclaw.gateway.descent import Orphans, adopt_orphans
 from goclaw.ops import backup
 from goclaw.ops.replay import RecordedGate, replay
 from goclaw.policy import default
@@ -104,6 +106,7 @@ class Daemon:
         self._sids: set[int] = set()
         self._undo = contextlib.AsyncExitStack()
         self._quiet_since_ms = self.clock.mono_ms()
+        self._orphans = Orphans()
 
     async def start(self) -> None:
         """Config was read; lock, migrations, recovery, policy, skills, listeners, lanes, ready.
@@ -122,6 +125,7 @@ class Daemon:
 
     async def _start(self) -> None:
         undo = self._undo
+        adopt_orphans()
         lock: HomeLock = self.home.lock()
         undo.callback(lock.close)
         children = Children(self.home.run / "children", self.clock)
@@ -194,7 +198,9 @@ class Daemon:
             backup=self._backup,
             request_stop=self.request_stop,
             on_session=self._take_up,
-            token=self.home.token(),
+            token=BearerToken(
+                self.home.token(), lambda: self.home.renew_token(self.clock.random_bytes)
+            ),
         )
 
     def _take_up(self, sid: int) -> None:
@@ -281,6 +287,7 @@ class Daemon:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.1 if self.embedded else 1.0):
                         await self._stop.wait()
+                self._orphans.bury()
                 if self._should_end():
                     break
         finally:

@@ -212,6 +212,8 @@ def _rules(verbs: Any) -> None:
         help="how far back: 14d unless given; d, h, m or s",
     )  # fmt: skip
     _json(tried, "one object per difference")
+    token = _group(verbs, "token", "the token of programs that connect over TCP: rotate")
+    _verb(token, "rotate", "token:rotate", "another one; whoever came with the old one is cut off")
     skill = _group(verbs, "skill", "tools in a sandbox: list")
     skills = _verb(skill, "list", "skill:list_skills", "the skills of this home")
     _json(skills)

@@ -291,6 +291,11 @@ class Client:
         """The daemon's state."""
         return await self.ask(asks.status())
 
+    async def rotate_token(self) -> None:
+        """Put another token into auth.token: the old one is dead when this returns, and whoever
+        came with it, or with one of an attempt, is cut off."""
+        await self.ask(asks.rotate_token())
+
     async def tasks(
         self, *, session: str | None = None, states: Sequence[str] = ()
     ) -> list[TaskInfo]:

@@ -228,6 +228,11 @@ def probe_effect(task_id: str, ordinal: int) -> Ask[EffectInfo]:
     return Ask("_goclaw/effects/probe", params, EffectInfo.read)
 
 
+def rotate_token() -> Ask[None]:
+    """Another token in place of the one in auth.token."""
+    return Ask("_goclaw/admin/token", {"verb": "rotate"}, lambda _result: None)
+
+
 def status() -> Ask[Status]:
     """The state of the daemon."""
     return Ask("_goclaw/system/status", {}, Status.read)

@@ -157,6 +157,11 @@ class SyncClient:
         """The daemon's state."""
         return self.ask(asks.status())
 
+    def rotate_token(self) -> None:
+        """Put another token into auth.token: the old one is dead when this returns, and whoever
+        came with it, or with one of an attempt, is cut off."""
+        self.ask(asks.rotate_token())
+
     def tasks(self, *, session: str | None = None, states: Sequence[str] = ()) -> list[TaskInfo]:
         """All tasks, page by page, newest first."""
         found: list[TaskInfo] = []

@@ -206,6 +206,26 @@ class Home:
             raise ConfigRefused(f"The token in {path} is damaged.", hint=fix)
         return text
 
+    def renew_token(self, random_bytes: Callable[[int], bytes]) -> str:
+        """Put another token in place of the one there is and return it; readers see the old file
+        or the whole new one, also after a crash. For the daemon, or whoever holds ``lock``.
+
+        Raises ConfigRefused when it cannot be written; the old one counts on then.
+        """
+        text = random_bytes(_TOKEN_BYTES).hex()
+        try:
+            self._replace(self.auth_token, text)
+            folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise ConfigRefused(
+                f"{self.auth_token} cannot be written: {error.strerror}.", hint=_ELSEWHERE
+            ) from None
+        return text
+
     def daemon_id(self) -> str:
         """The UUID of this home, made by ``ensure`` and kept over restarts."""
         import uuid
@@ -305,12 +325,7 @@ class Home:
             }
         )
         try:
-            temporary = self._write_temporary(self.daemon_json, text)
-            try:
-                os.replace(temporary, self.daemon_json)
-            except OSError:
-                temporary.unlink()
-                raise
+            self._replace(self.daemon_json, text)
         except OSError as error:
             raise ConfigRefused(
                 f"{self.daemon_json} cannot be written: {error.strerror}.", hint=_ELSEWHERE
@@ -384,6 +399,14 @@ class Home:
         finally:
             temporary.unlink()
         return True
+
+    def _replace(self, path: Path, text: str) -> None:
+        temporary = self._write_temporary(path, text)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink()
+            raise
 
     def _write_temporary(self, path: Path, text: str) -> Path:
         import tempfile

@@ -154,11 +154,12 @@ DRILL_LIFE_MS_MAX: Final = 120_000  # a run of a drill with one restart; longer 
 
 # -- connections -------------------------------------------------------------------------------
 CONNECTIONS_MAX: Final = 2_000
+HANDSHAKES_MAX: Final = 1_000  # accepted and not upgraded yet: a burst of editors, no flood
 SUBSCRIPTIONS_MAX: Final = 256  # per connection
 REQUESTS_MAX: Final = 256  # in flight per connection, prompts included
 DENIALS_JOIN_MS: Final = 1_000  # equal denials within it are one audit record with a count
 DENIALS_MAX: Final = 1_000  # different denials within that time; the rest is not recorded
-AUTH_DELAY_MS_MIN: Final = 50  # answer to a wrong token; doubled at each further one
+AUTH_DELAY_MS_MIN: Final = 50  # before an upgrade, after a wrong token; doubled at each more
 AUTH_DELAY_MS_MAX: Final = 2_000
 AUTH_ADDRESSES_MAX: Final = 1_000  # addresses with wrong tokens that are remembered
 SESSIONS_PAGE_MAX: Final = 100  # session/list
@@ -255,6 +256,7 @@ assert 2 * TOOL_SHOWN_BYTES_MAX < EVENT_BYTES_MAX
 assert WATCH_MS_MIN <= WATCH_MS <= WATCH_MS_MAX
 assert EVENT_BYTES_MAX <= RESULT_BYTES_MAX <= FRAME_BYTES_MAX
 assert LAG_BYTES_MAX < RING_BYTES_TOTAL
+assert AUTH_DELAY_MS_MAX < HANDSHAKE_MS_MAX
 assert DRAIN_MS_MAX < START_MS_MAX
 assert EVENT_BYTES_MAX <= BRIDGE_BYTES_MAX < LOAD_BYTES_MAX
 assert CLAIM_MAX <= BATCH_OPERATIONS_MAX

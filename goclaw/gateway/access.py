@@ -6,6 +6,7 @@ never logged, and neither is a URL, which might hold one.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import socket
@@ -20,13 +21,36 @@ from websockets.datastructures import MultipleValuesError
 from goclaw.core import limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from websockets.datastructures import Headers
 
-__all__ = ["PATHS", "Refusal", "Throttle", "bearer", "judge", "peer_uid"]
+__all__ = ["PATHS", "BearerToken", "Refusal", "Throttle", "bearer", "judge", "peer_uid"]
 
 PATHS: Final = ("/ws", "/acp")
 
 _LOCAL_PEERCRED: Final = 1  # of macOS: <sys/un.h>
+
+
+class BearerToken:
+    """The token of the home and its successors. ``renew`` makes the next one and puts it on disk;
+    it is called on a thread. Belongs to the loop."""
+
+    def __init__(self, value: str, renew: Callable[[], str]) -> None:
+        self.value = value
+        self.generation = 0
+        """One more with every rotation: whoever was let in under another one was let in before."""
+        self._renew = renew
+        self._rotating = asyncio.Lock()
+        self.on_rotated: Callable[[], None] = lambda: None
+        """Called in the very turn of the loop in which the old token died."""
+
+    async def rotate(self) -> None:
+        """On disk first; then the old one is dead. What ``renew`` raises changes nothing."""
+        async with self._rotating:
+            self.value = await asyncio.to_thread(self._renew)
+            self.generation += 1
+            self.on_rotated()
 
 
 class Refusal(NamedTuple):
@@ -110,19 +134,28 @@ def _is_loopback(url: str) -> bool:
 
 
 class Throttle:
-    """Wrong tokens make the next answers to that address slower: a delay, never a lock-out."""
+    """After wrong tokens an address waits before it is heard: a delay, never a lock-out.
+
+    It waits whatever it will show. Who hangs up instead of waiting has not been heard, so that
+    guesses side by side are no quicker than one after the other would be patient.
+    """
 
     def __init__(self) -> None:
         self._failures: OrderedDict[str, int] = OrderedDict()
 
-    def failed(self, address: str) -> int:
-        """Count a wrong token; how long its answer waits, in milliseconds."""
+    def owed_ms(self, address: str) -> int:
+        """How long an upgrade from there waits before its token is looked at."""
+        count = self._failures.get(_canonical(address), 0)
+        if not count:
+            return 0
+        return min(limits.AUTH_DELAY_MS_MAX, limits.AUTH_DELAY_MS_MIN << min(count - 1, 16))
+
+    def failed(self, address: str) -> None:
+        """Count a wrong token."""
         key = _canonical(address)
-        count = self._failures.pop(key, 0)
-        self._failures[key] = count + 1
+        self._failures[key] = self._failures.pop(key, 0) + 1
         while len(self._failures) > limits.AUTH_ADDRESSES_MAX:
             self._failures.popitem(last=False)
-        return min(limits.AUTH_DELAY_MS_MAX, limits.AUTH_DELAY_MS_MIN << min(count, 16))
 
     def succeeded(self, address: str) -> None:
         """A right token clears the address."""
@@ -130,9 +163,13 @@ class Throttle:
 
 
 def _canonical(address: str) -> str:
+    """One name for one peer: whoever has an IPv6 address has the rest of its /64, too."""
     try:
         number = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
-    return str(mapped or number)
+    if isinstance(number, ipaddress.IPv4Address):
+        return str(number)
+    if number.ipv4_mapped is not None:
+        return str(number.ipv4_mapped)
+    return str(number if number.is_loopback else ipaddress.IPv6Network((number, 64), strict=False))

@@ -29,6 +29,7 @@ from goclaw.core.errors import (
 from goclaw.gateway.outbox import Outbox
 from goclaw.gateway.params import Params
 from goclaw.gateway.permissions import Permissions
+from goclaw.gateway.scopes import OWN_SCOPES, check_scope
 from goclaw.gateway.watch import Watch
 from goclaw.protocol.jsonrpc import (
     Answer,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from goclaw.core.records import Accepted, Session
     from goclaw.gateway.permits import Permits
     from goclaw.gateway.roster import Roster
-    from goclaw.gateway.scopes import AttemptPass
+    from goclaw.gateway.scopes import AttemptPass, Scope
     from goclaw.gateway.services import Services
     from goclaw.gateway.transports import Transport
     from goclaw.gateway.watch import Board
@@ -141,6 +142,8 @@ class Connection:
         on_gone: Callable[[Connection], None],
         connection_id: str | None = None,
         attempt: AttemptPass | None = None,
+        scopes: frozenset[Scope] = OWN_SCOPES,
+        by_token: bool = False,
     ) -> None:
         self.services, self.roster, self.permits = services, roster, permits
         self._board = board
@@ -149,6 +152,9 @@ class Connection:
         self.origin = origin
         self.attempt: AttemptPass | None = None
         """Not None: nothing but the worker's methods of this one attempt is open."""
+        self._scopes = scopes
+        self.by_token = by_token
+        """True when a token opened it, whose end is the end of the connection."""
         self.handshake = Handshake()
         self._transport = transport
         self._methods, self._notifications = methods, notifications
@@ -344,10 +350,16 @@ class Connection:
         handler = self._methods.get(request.method)
         if handler is None:
             raise method_unknown(request.method)
-        if self.attempt is not None:
-            self.attempt.check(request.method)
+        self._check_scope(request.method)
         self.require("protocol.call", request.method)
         return await handler(self, Params(request.params))
+
+    def _check_scope(self, method: str) -> None:
+        """ScopeMissing."""
+        if self.attempt is not None:
+            self.attempt.check(method)
+        else:
+            check_scope(self._scopes, method)
 
     async def _answer(self, call: Call, work: Awaitable[Reply | Later]) -> None:
         """The edge of a request: whatever happens, it gets exactly one answer."""
@@ -393,9 +405,10 @@ class Connection:
                 self.close(1002, "goclaw:initialize first")
             return
         handler = self._notifications.get(notification.method)
-        if handler is None or self.attempt is not None:
+        if handler is None:
             return
         try:
+            self._check_scope(notification.method)
             self.require("protocol.call", notification.method)
             await handler(self, Params(notification.params))
         except GoclawError as error:
@@ -522,6 +535,7 @@ class Connection:
 
     async def resolve_approval(self, approval_id: str, option_id: str) -> str:
         """Answer an approval in this client's name; the outcome."""
+        self._check_scope("_goclaw/approvals/resolve")  # also of an answer to our own question
         decision = self.require("approval.answer", approval_id)
         return await self.engine.approvals.resolve(
             approval_id, option_id, self.client_id, decision=decision
@@ -598,6 +612,19 @@ class Connection:
             self._open = False
             self.outbox.flush()
         self._transport.close(code, reason)
+
+    def revoke(self) -> None:
+        """The token that opened this connection is dead: nothing of it is taken any more, and what
+        is being answered in this turn of the loop is the last word."""
+        if self._open:
+            self._open = False
+            self._inbox.clear()
+            asyncio.get_running_loop().call_soon(self._cut)
+
+    def _cut(self) -> None:
+        self.outbox.flush()
+        self.outbox.stop(SubEvent.REVOKED)
+        self._transport.close(4401, "goclaw:token rotated")
 
     def lease_over(self) -> None:
         """See Member: the token that opened this connection is dead."""

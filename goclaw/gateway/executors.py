@@ -86,7 +86,9 @@ async def _claimed(connection: Connection, wait: Wait) -> Reply:
             "eventId": lease.event_id,
             "maxAttempts": lease.max_attempts,
             "leaseToken": lease.token.hex(),
-            "attemptToken": attempt_token(connection.services.token, lease.task_id, lease.token),
+            "attemptToken": attempt_token(
+                connection.services.token.value, lease.task_id, lease.token
+            ),
             "leaseMs": lease_ms,
             "payload": orjson.Fragment(lease.payload),
             "idempotencyKey": lease.key,

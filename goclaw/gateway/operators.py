@@ -1,4 +1,4 @@
-"""The methods of operators: why a task waits, dead letters, singly or by fingerprint, backups.
+"""The methods of operators: why a task waits, dead letters, backups, the token of the home.
 
 Owns their params and the shapes of their answers (PROTOCOL 2.8). Not in here: what a redrive or a
 drop does (``engine.dead_letters``), the reasons (``engine.why``), what a backup is (``ops``).
@@ -91,6 +91,14 @@ async def _admin_dlq(connection: Connection, params: Params) -> Reply:
     return Reply(result)
 
 
+async def _admin_token(connection: Connection, params: Params) -> Reply:
+    verb = params.choice("verb", ("rotate",))
+    decision = connection.require("admin.token", verb)
+    await connection.engine.audit(decision)
+    await connection.services.token.rotate()
+    return Reply({})
+
+
 def _fingerprint(params: Params) -> str | None:
     return params.text_or_none("fingerprint", chars_max=limits.MESSAGE_CHARS_MAX)
 
@@ -112,4 +120,5 @@ METHODS: Final[dict[str, Handler]] = {
     "_goclaw/task/drop": functools.partial(_move, Verb.DROP),
     "_goclaw/admin/dlq": _admin_dlq,
     "_goclaw/admin/backup": _admin_backup,
+    "_goclaw/admin/token": _admin_token,
 }

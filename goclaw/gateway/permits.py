@@ -57,7 +57,7 @@ class Permits:
         if task_id is None or live is None:
             return None
         number, lease_token = live
-        known = attempt_token(self._services.token, task_id, lease_token)
+        known = attempt_token(self._services.token.value, task_id, lease_token)
         if not hmac.compare_digest(shown.encode(), known.encode()):
             return None
         return AttemptPass(task_id, number, lease_token)

@@ -1,4 +1,4 @@
-"""What a connection may call: the scope of every method, and the tokens of single attempts (A-10).
+"""What a connection may call: scopes of methods (A-12), and tokens of single attempts (A-10).
 
 Owns how such a token is made and what it opens. Not in here: who gets in (``access``), what the
 policy says of a call that is within its scope.
@@ -19,7 +19,17 @@ from typing import Final
 
 from goclaw.core.errors import LeaseLost, ScopeMissing
 
-__all__ = ["ATTEMPT_METHODS", "AttemptPass", "Scope", "attempt_token", "scope_of", "task_of"]
+__all__ = [
+    "ATTEMPT_METHODS",
+    "NO_SCOPES",
+    "OWN_SCOPES",
+    "AttemptPass",
+    "Scope",
+    "attempt_token",
+    "check_scope",
+    "scope_of",
+    "task_of",
+]
 
 _SHOWN: Final = re.compile(r"attempt_([0-9a-z]{26})_[0-9a-f]{64}")
 
@@ -47,7 +57,8 @@ _SCOPES: Final = {
         "_goclaw/effects/list", "_goclaw/system/status", "_goclaw/system/watch",
     ),
     Scope.MUTATE: (
-        "session/new", "session/close", "session/delete", "session/prompt", "_goclaw/run/cancel",
+        "session/new", "session/close", "session/delete", "session/prompt", "session/cancel",
+        "_goclaw/run/cancel",
         "_goclaw/run/signal", "_goclaw/task/submit", "_goclaw/task/cancel",
     ),
     Scope.APPROVE: (
@@ -57,6 +68,12 @@ _SCOPES: Final = {
     Scope.ADMIN: ("_goclaw/task/redrive", "_goclaw/task/drop"),
 }  # fmt: skip
 _BY_METHOD: Final = {method: scope for scope, methods in _SCOPES.items() for method in methods}
+
+OWN_SCOPES: Final = frozenset(Scope)
+"""Of the user's own clients: whoever has his uid or the token of his home."""
+
+NO_SCOPES: Final = frozenset[Scope]()
+"""Of programs that this daemon started: nothing, until they show the token of an attempt."""
 
 ATTEMPT_METHODS: Final = frozenset(
     f"_goclaw/worker/{word}"
@@ -72,6 +89,13 @@ def scope_of(method: str) -> Scope | None:
     if method.startswith("_goclaw/worker/"):
         return Scope.WORKER
     return _BY_METHOD.get(method)
+
+
+def check_scope(scopes: frozenset[Scope], method: str) -> None:
+    """ScopeMissing unless the scope of the method is among them; a method without one is closed to
+    everybody, but for initialize."""
+    if method != "initialize" and scope_of(method) not in scopes:
+        raise _missing(method, "This connection is not one of the user's own clients.")
 
 
 def attempt_token(secret: str, task_id: str, lease_token: bytes) -> str:
@@ -115,5 +139,7 @@ class AttemptPass:
 def _missing(method: str, why: str) -> ScopeMissing:
     scope = scope_of(method)
     return ScopeMissing(
-        why, hint="Connect with the token of the home.", scope=None if scope is None else str(scope)
+        why,
+        hint="A program of the user's own may; one that goclaw started has its attempt only.",
+        scope=None if scope is None else str(scope),
     )

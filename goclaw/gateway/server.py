@@ -1,7 +1,7 @@
 """The listeners: a Unix socket that speaks lines, a loopback port that speaks WebSocket.
 
 Owns the sockets, the number of connections and the order of a shutdown. Not in here: who may
-connect (``access``), what a connection does (``connection``).
+connect (``access``), whose child it is (``descent``), what a connection does (``connection``).
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import asyncio
 import contextlib
 import os
 import socket
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 
 from goclaw.core import limits, log
 from goclaw.core.decisions import Origin
 from goclaw.core.errors import ListenerFailed
 from goclaw.gateway import executors, governance, handlers, operators, work
-from goclaw.gateway.access import Throttle, bearer, judge, peer_uid
+from goclaw.gateway.access import Refusal, Throttle, bearer, judge, peer_uid
 from goclaw.gateway.connection import Connection
+from goclaw.gateway.descent import descends, holds, peer_pid
 from goclaw.gateway.permits import Permits
 from goclaw.gateway.roster import Roster
+from goclaw.gateway.scopes import NO_SCOPES, OWN_SCOPES
 from goclaw.gateway.transports import FrameTransport, LineTransport, listen_frames
 from goclaw.gateway.watch import Board
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.server import Server, ServerConnection
     from websockets.http11 import Request, Response
 
-    from goclaw.gateway.scopes import AttemptPass
+    from goclaw.gateway.scopes import AttemptPass, Scope
     from goclaw.gateway.services import Services
     from goclaw.gateway.transports import FrameConnection, Transport
 
@@ -51,6 +54,7 @@ class Gateway:
         self._permits = Permits(services)
         self._throttle = Throttle()
         self._connections: set[Connection] = set()
+        self._handshaking: set[FrameConnection] = set()
         self.had_client = False
         """True once a client was connected, however briefly."""
         self._unix: asyncio.AbstractServer | None = None
@@ -59,6 +63,7 @@ class Gateway:
         self._closed = False
         services.engine.hub.observe(self._roster.observe)
         services.engine.hub.observe(lambda _events: self._board.moved())
+        services.token.on_rotated = self._cut
 
     @property
     def connections(self) -> int:
@@ -102,6 +107,7 @@ class Gateway:
             self._serve_ws,
             "127.0.0.1" if host == "localhost" else host,
             port,
+            doors=self,
             process_request=self._judge,
             process_response=self._respond,
         )
@@ -111,8 +117,10 @@ class Gateway:
     # -- who comes in --------------------------------------------------------------------------
 
     def _accept_unix(self, transport: LineTransport) -> Connection | None:
+        peer = transport.stream.get_extra_info("socket")
         try:
-            uid = peer_uid(transport.stream.get_extra_info("socket"))
+            uid = peer_uid(peer)
+            ours = descends(peer_pid(peer))
         except OSError:
             return None
         if uid != os.geteuid():
@@ -120,7 +128,19 @@ class Gateway:
             return None
         if self._is_full():
             return None
-        return self._connect(transport, Origin.UNIX)
+        return self._connect(transport, Origin.UNIX, scopes=NO_SCOPES if ours else OWN_SCOPES)
+
+    def arrived(self, connection: FrameConnection) -> bool:
+        """See Doors: who has not said what it wants takes up room for ``HANDSHAKE_MS_MAX``."""
+        if len(self._handshaking) >= limits.HANDSHAKES_MAX:
+            _log.warning("too many handshakes", extra={"data": {"limit": limits.HANDSHAKES_MAX}})
+            return False
+        self._handshaking.add(connection)
+        return True
+
+    def left(self, connection: FrameConnection) -> None:
+        """See Doors."""
+        self._handshaking.discard(connection)
 
     def _is_full(self) -> bool:
         if self._closed:
@@ -132,13 +152,23 @@ class Gateway:
 
     async def _judge(self, connection: ServerConnection, request: Request) -> Response | None:
         address = connection.remote_address[0] if connection.remote_address else ""
-        refusal = judge(request.path, request.headers, self._services.token)
+        owed_ms = self._throttle.owed_ms(address)
+        if owed_ms:
+            await _wait(owed_ms)
+            if connection.transport.is_closing():
+                return connection.respond(408, "\n")  # nobody hears it: it has not been judged
+        token, frames = self._services.token, cast("FrameConnection", connection)
+        frames.generation = token.generation
+        refusal = judge(request.path, request.headers, token.value)
         if refusal is not None and refusal.wrong_token:
             shown = bearer(request.headers) or ""
-            attempt = await self._permits.attempt(shown)
-            if attempt is not None:
+            frames.attempt = await self._permits.attempt(shown)
+            if frames.attempt is not None:
                 refusal = judge(request.path, request.headers, shown)
-                cast("FrameConnection", connection).attempt = attempt
+        elif refusal is None and await asyncio.to_thread(_is_ours, connection):
+            refusal = Refusal(
+                HTTPStatus.FORBIDDEN, "What goclaw started comes with the token of its attempt."
+            )
         if refusal is None:
             self._throttle.succeeded(address)
             if self._is_full():
@@ -146,7 +176,7 @@ class Gateway:
             return None
         _log.info("refused an upgrade", extra={"data": {"status": int(refusal.status)}})
         if refusal.wrong_token:
-            await _wait(self._throttle.failed(address))
+            self._throttle.failed(address)
         response = connection.respond(refusal.status, refusal.text + "\n")
         if refusal.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
@@ -157,10 +187,14 @@ class Gateway:
             response.headers["Acp-Connection-Id"] = str(connection.id)
 
     async def _serve_ws(self, connection: FrameConnection) -> None:
+        self._handshaking.discard(connection)
         transport = FrameTransport(connection)
-        await transport.serve(
-            self._connect(transport, Origin.WS, f"connection_{connection.id}", connection.attempt)
+        owner = self._connect(
+            transport, Origin.WS, f"connection_{connection.id}", connection.attempt, by_token=True
         )
+        if connection.generation != self._services.token.generation:
+            owner.revoke()  # its token died between its judgement and this
+        await transport.serve(owner)
 
     def _connect(
         self,
@@ -168,6 +202,9 @@ class Gateway:
         origin: Origin,
         connection_id: str | None = None,
         attempt: AttemptPass | None = None,
+        *,
+        scopes: frozenset[Scope] = OWN_SCOPES,
+        by_token: bool = False,
     ) -> Connection:
         connection = Connection(
             self._services,
@@ -180,6 +217,8 @@ class Gateway:
             handlers.NOTIFICATIONS,
             connection_id=connection_id,
             attempt=attempt,
+            scopes=scopes,
+            by_token=by_token,
             on_gone=self._connections.discard,
         )
         self._connections.add(connection)
@@ -187,6 +226,12 @@ class Gateway:
         return connection
 
     # -- the end -------------------------------------------------------------------------------
+
+    def _cut(self) -> None:
+        """The token of the home was rotated, and with it died those of attempts."""
+        for connection in tuple(self._connections):
+            if connection.by_token:
+                connection.revoke()
 
     async def announce_shutdown(self, grace_s: int) -> None:
         """Tell opted-in clients that the daemon goes away within ``grace_s``."""
@@ -219,6 +264,12 @@ class Gateway:
             self._unix_path = None
         await self._roster.settled()
         await self._permits.close()
+
+
+def _is_ours(connection: ServerConnection) -> bool:
+    """True for a program that this daemon started."""
+    peer, own = connection.remote_address, connection.local_address
+    return bool(peer and own) and holds(peer[:2], own[:2])
 
 
 async def _wait(wait_ms: int) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from goclaw.core.records import Session
     from goclaw.engine import Engine
     from goclaw.engine.policies import Policies
+    from goclaw.gateway.access import BearerToken
 
 __all__ = ["Services"]
 
@@ -47,5 +48,5 @@ class Services:
     request_stop: Callable[[], None]
     on_session: Callable[[int], None]
     """Called with the sid of every session that a client makes or attaches to."""
-    token: str
-    """The bearer token of the network port."""
+    token: BearerToken
+    """Of the network port."""

@@ -27,11 +27,13 @@ from goclaw.core.errors import ListenerFailed
 from goclaw.protocol.jsonrpc import LineSplitter, text_frame
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
     from goclaw.gateway.scopes import AttemptPass
 
 __all__ = [
+    "Doors",
     "FrameConnection",
     "FrameTransport",
     "LineTransport",
@@ -204,12 +206,37 @@ class LineTransport(asyncio.Protocol):
         self.stream.abort()
 
 
+class Doors(Protocol):
+    """Who counts the connections that are not upgraded yet."""
+
+    def arrived(self, connection: FrameConnection) -> bool:
+        """Called for each that was accepted; False turns it away."""
+
+    def left(self, connection: FrameConnection) -> None:
+        """It is gone, whatever it had become."""
+
+
 class FrameConnection(ServerConnection):
     """The library's connection, which also tells an owner when its transport is full."""
 
     owner: Owner | None = None
     attempt: AttemptPass | None = None
     """What the token of the upgrade opened, when it was that of an attempt."""
+    generation = 0
+    """Of the token of the home when the upgrade was judged."""
+    doors: Doors | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        super().connection_made(transport)
+        if self.doors is not None and not self.doors.arrived(self):
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        super().connection_lost(exc)
+        if self.doors is not None:
+            self.doors.left(self)
 
     def pause_writing(self) -> None:
         """See asyncio."""
@@ -230,12 +257,23 @@ async def listen_frames(
     port: int,
     *,
     bytes_max: int = limits.FRAME_BYTES_MAX,
+    doors: Doors | None = None,
+    tls: ssl.SSLContext | None = None,
     **checks: Any,
 ) -> Server:
     """Listen for upgrades as the trick needs it; ``checks``: the library's process_* functions.
 
     A larger message is refused with 1009, a peer that misses its pings with 1011. ListenerFailed.
     """
+
+    def create(*arguments: Any, **options: Any) -> FrameConnection:
+        connection = FrameConnection(*arguments, **options)
+        connection.doors = doors
+        return connection
+
+    encrypted: dict[str, Any] = {}
+    if tls is not None:
+        encrypted = {"ssl": tls, "ssl_handshake_timeout": limits.HANDSHAKE_MS_MAX / 1000}
     try:
         return await serve(
             cast("Callable[[ServerConnection], Awaitable[None]]", handler),
@@ -250,7 +288,8 @@ async def listen_frames(
             max_size=bytes_max,
             write_limit=limits.WRITE_BYTES_MAX,
             logger=_mute,
-            create_connection=FrameConnection,
+            create_connection=cast("type[ServerConnection]", create),
+            **encrypted,
             **checks,
         )
     except OSError as error:

@@ -26,6 +26,7 @@ from goclaw.core.states import EffectClass
 from goclaw.engine import Engine
 from goclaw.engine.policies import Policies
 from goclaw.gateway import Gateway, Services
+from goclaw.gateway.access import BearerToken
 from goclaw.policy import default
 from goclaw.store import open_database
 
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
 
     from goclaw.core.records import Attempt, Outcome, Session, Stream, Task
 
-__all__ = ["LOOPS", "OPTED_IN", "TOKEN", "Client", "House", "opened", "text", "wire"]
+__all__ = ["LOOPS", "NEXT_TOKEN", "OPTED_IN", "TOKEN", "Client", "House", "opened", "text", "wire"]
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 TOKEN = "0123456789abcdef0123456789abcdef"
+NEXT_TOKEN = TOKEN[::-1]  # after a rotation
 DEADLINE_S = 20
 OPTED_IN = {"_meta": {"goclaw": {"version": 1, "notifications": True}}}
 
@@ -448,7 +450,8 @@ async def opened(
         daemon_id="daemon_1", boot_id="boot_1",
         version="0.0", commands=known, status=status, policies=policies, system_sid=system_sid,
         skills=lambda: [{"name": "word-count"}], request_stop=lambda: stops.append(True),
-        on_session=sids.append, token=TOKEN, replay=replayed, backup=backup,
+        on_session=sids.append, token=BearerToken(TOKEN, lambda: NEXT_TOKEN),
+        replay=replayed, backup=backup,
     )  # fmt: skip
     gateway = Gateway(services)
     socket = home / "s.sock"

@@ -123,22 +123,31 @@ def test_no_token_opens_nothing() -> None:
 @pytest.mark.req("A-12")
 def test_wrong_tokens_wait_longer_and_longer_up_to_a_bound() -> None:
     throttle = Throttle()
-    waits = [throttle.failed("127.0.0.1") for _ in range(40)]
+    assert throttle.owed_ms("127.0.0.1") == 0
+    waits = []
+    for _ in range(40):
+        throttle.failed("127.0.0.1")
+        waits.append(throttle.owed_ms("127.0.0.1"))
     assert waits[0] == limits.AUTH_DELAY_MS_MIN
     assert waits == sorted(waits)
     assert waits[-1] == limits.AUTH_DELAY_MS_MAX
+    assert throttle.owed_ms("127.0.0.2") == 0
     throttle.succeeded("127.0.0.1")
-    assert throttle.failed("127.0.0.1") == limits.AUTH_DELAY_MS_MIN
+    assert throttle.owed_ms("127.0.0.1") == 0
 
 
 @pytest.mark.req("A-12")
 def test_one_address_is_one_address_however_it_is_written() -> None:
     throttle = Throttle()
-    for name in ("127.0.0.1", "::ffff:127.0.0.1", "::ffff:7f00:1", "::1", "::1%lo", "odd", "odd"):
+    names = ("127.0.0.1", "::ffff:127.0.0.1", "::ffff:7f00:1", "::1", "::1%lo", "odd", "odd")
+    for name in (*names, "2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1"):
         throttle.failed(name)
-    assert throttle.failed("127.0.0.1") == limits.AUTH_DELAY_MS_MIN << 3
-    assert throttle.failed("0:0::1") == limits.AUTH_DELAY_MS_MIN << 2
-    assert throttle.failed("odd") == limits.AUTH_DELAY_MS_MIN << 2
+    assert throttle.owed_ms("127.0.0.1") == limits.AUTH_DELAY_MS_MIN << 2
+    assert throttle.owed_ms("0:0::1") == limits.AUTH_DELAY_MS_MIN << 1
+    assert throttle.owed_ms("odd") == limits.AUTH_DELAY_MS_MIN << 1
+    # the rest of a /64 is the same peer's
+    assert throttle.owed_ms("2001:db8::2") == limits.AUTH_DELAY_MS_MIN << 1
+    assert throttle.owed_ms("2001:db8:0:1::2") == limits.AUTH_DELAY_MS_MIN
 
 
 @pytest.mark.req("A-12", "I-5")
@@ -147,7 +156,8 @@ def test_the_memory_of_wrong_tokens_is_bounded() -> None:
     throttle.failed("10.0.0.0")
     for n in range(limits.AUTH_ADDRESSES_MAX):
         throttle.failed(f"10.1.{n // 256}.{n % 256}")
-    assert throttle.failed("10.0.0.0") == limits.AUTH_DELAY_MS_MIN
+    assert throttle.owed_ms("10.0.0.0") == 0
+    assert throttle.owed_ms("10.1.3.0") > 0
 
 
 @pytest.mark.req("A-9")
