@@ -31,6 +31,7 @@ what did it do last night?   goclaw task list; goclaw events SESSION
 what may it do, and why?     goclaw policy explain run/direct fs.read ./README.md
 who is waiting for me?       goclaw approvals list
 why does it not go on?       goclaw why TASK; goclaw dlq list
+is something wrong here?     goclaw doctor
 
 Everything lies in GOCLAW_HOME (default ~/.goclaw). Exit codes: 0 done, 1 failed, 2 usage,
 3 config or policy refused, 4 home in use, 5 database refused, 6 listener failed, 10 denied,
@@ -124,6 +125,12 @@ def _look(verbs: Any) -> None:
     why = _verb(verbs, "why", "why", "why a task waits, is blocked, denied or dead; what moves it")
     why.add_argument("task", metavar="TASK", help="its id")
     _json(why, "state and reasons as one object")
+    init = _verb(
+        verbs, "init", "init", "make the home: settings, policy, token; what is there stays"
+    )
+    _json(init, "what was made as one object")
+    doctor = _verb(verbs, "doctor", "doctor", "is everything as it should be? how to mend it")
+    _json(doctor, "all findings as one object")
     _effects(verbs)
     _dead_letters(verbs)
     events = _verb(verbs, "events", "events", "what happened in a session")

@@ -138,6 +138,11 @@ LOG_FILE_BYTES_MAX: Final = 16 * MIB  # then the file is rotated
 LOG_FILES_MAX: Final = 4  # rotated files that are kept
 LOG_CLOSE_MS_MAX: Final = 2_000  # a stop waits this long for the last records
 
+# -- doctor ------------------------------------------------------------------------------------
+DOCTOR_READ_BYTES: Final = 256 * MIB  # of a database that doctor reads whole: a second or two
+DISK_ROOM_BYTES: Final = 1024 * MIB  # less is worth a warning: a night's work and a backup
+CLOCK_BACK_MS_MAX: Final = 60_000  # a newer event than now, by more than clocks are set by
+
 # -- backups -----------------------------------------------------------------------------------
 COPY_BYTES: Final = 1 * MIB  # of one read or write of a file that is copied or hashed
 BACKUP_FILES_MAX: Final = 10_000  # of the settings and skills beside the database

@@ -1,6 +1,6 @@
 """Floor 2: the disk. The only floor that names the database files or knows SQL."""
 
-from goclaw.store.copies import check_copy, copy_database, replace_database
+from goclaw.store.copies import check_copy, copy_database, database_state, replace_database
 from goclaw.store.database import (
     Archive,
     Committed,
@@ -21,6 +21,7 @@ __all__ = [
     "check_copy",
     "copy_database",
     "database_files",
+    "database_state",
     "fence_file",
     "open_database",
     "replace_database",

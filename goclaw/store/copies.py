@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import apsw
 
@@ -29,7 +29,14 @@ from goclaw.store.schema import NAME, database_files, judged, migrations, open_t
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_copy", "copy_database", "finish_replacement", "replace_database"]
+__all__ = [
+    "State",
+    "check_copy",
+    "copy_database",
+    "database_state",
+    "finish_replacement",
+    "replace_database",
+]
 
 _PART: Final = f"{NAME}.part"
 _DECIDED: Final = f"{NAME}.restoring-"  # then the name of the folder for the old files
@@ -69,16 +76,46 @@ def check_copy(path: Path) -> int:
     """
     try:
         schema = judged(path, migrations())
-        reader = open_to_read(path)
-        try:
-            found = [row[0] for row in reader.execute(queries.load().statements["integrity"])]
-        finally:
-            reader.close()
+        damage = _integrity(path)
     except apsw.Error as error:
         raise _damaged(path, str(error)) from error
-    if found != ["ok"]:
-        raise _damaged(path, str(found[0]))
+    if damage:
+        raise _damaged(path, damage)
     return schema
+
+
+class State(NamedTuple):
+    """Of a database: its schema, how many of this program's migrations it lacks, what is damaged
+    ("" when nothing was found), and whether all of it was read to find out."""
+
+    schema: int
+    missing: int
+    damage: str
+    is_whole: bool
+
+
+def database_state(home: Path, *, deep: bool) -> State:
+    """Look at the database of ``home`` without changing it, also while a daemon serves it.
+
+    ``deep`` reads all of it. DatabaseRefused for what is none of ours, or is newer.
+    """
+    path, shipped = home / NAME, migrations()
+    try:
+        schema = judged(path, shipped)
+        damage = _integrity(path) if deep else ""
+    except apsw.Error as error:
+        return State(0, 0, str(error), deep)
+    return State(schema, len(shipped) - schema, damage, deep)
+
+
+def _integrity(path: Path) -> str:
+    """What is wrong inside; empty when nothing is."""
+    reader = open_to_read(path)
+    try:
+        found = reader.execute(queries.load().statements["integrity"]).fetchall()
+    finally:
+        reader.close()
+    return "" if found == [("ok",)] else str(found[0][0])
 
 
 def _damaged(path: Path, why: str) -> DatabaseRefused:

@@ -1372,6 +1372,9 @@ SELECT count(*) FROM session_info WHERE deleted_at IS NULL;
 -- query: session_bounds sid
 SELECT head, oldest FROM sessions WHERE sid = :sid;
 
+-- query: latest_event_at
+SELECT MAX(updated_at) FROM sessions;
+
 -- query: events_after sid cursor limit
 SELECT e.event_id, e.kind, e.type, e.at, t.run_id, t.task_id, e.attempt, t.trace, e.payload
   FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
