@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import goclaw
 from goclaw import _fast
-from goclaw.brains import REPEATABLE, BrainRunner, check_brain
+from goclaw.brains import REPEATABLE, BrainRunner, NamedBrains, check_brain
 from goclaw.core import log
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import ConfigRefused, GoclawError
@@ -149,7 +150,10 @@ class Daemon:
         undo.callback(skill_tools.close)
         self.registry = Registry([*self._extra_tools, skill_tools])
         gate = Gate(self.registry, self.policies.decide, closed=self._closed_files)
-        runner = BrainRunner(self.registry, gate)
+        named = NamedBrains(
+            self.config.brains, self.registry, environ=self._environ, wall_ms=self.clock.wall_ms
+        )
+        runner = BrainRunner(self.registry, gate, named=named, read=self.database.read)
         self.engine = Engine(
             self.database, self.clock, self.config, runner, daemon_boot=self.boot_id,
             policy_version=lambda: self.policies.version,
@@ -185,7 +189,9 @@ class Daemon:
             engine=self.engine,
             config=self.config,
             decide=self.policies.decide,
-            check_brain=check_brain,
+            check_brain=functools.partial(
+                check_brain, named=[brain.name for brain in self.config.brains]
+            ),
             daemon_id=self.daemon_id,
             boot_id=self.boot_id,
             version=goclaw.__version__,
@@ -225,7 +231,8 @@ class Daemon:
         return found
 
     async def _replay(self, run_id: str) -> dict[str, Any]:
-        runner = BrainRunner(self.registry, RecordedGate(self.registry))
+        named = NamedBrains(self.config.brains, self.registry)
+        runner = BrainRunner(self.registry, RecordedGate(self.registry), named=named)
         found = await replay(self.database.read, runner, run_id, repeatable=REPEATABLE)
         return found.to_json()
 
@@ -332,7 +339,7 @@ def check_config(config: Config) -> None:
     Raises ConfigRefused with the key.
     """
     try:
-        check_brain(config.brain.default)
+        check_brain(config.brain.default, [brain.name for brain in config.brains])
     except ConfigRefused as error:
         raise ConfigRefused(
             f"brain.default is refused: {error.message}", hint=error.hint, key="brain.default"

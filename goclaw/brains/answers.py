@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from goclaw.brains.context import Past
     from goclaw.brains.deltas import Deltas
 
-__all__ = ["Answer", "Brain", "Failure", "Intent", "Refusal", "ToolResult", "Turn"]
+__all__ = ["Answer", "Brain", "Failure", "Intent", "Refusal", "ToolResult", "Turn", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,35 @@ class Intent:
 
     tool: str
     arguments: dict[str, Any]
+    fault: str | None = None
+    """Why the arguments cannot be read: the call fails with this, and nothing runs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the journal holds it."""
+        found = {"tool": self.tool, "arguments": self.arguments}
+        return found if self.fault is None else {**found, "fault": self.fault}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer cost: tokens, money in what the prices are in, milliseconds of waiting."""
+
+    input_tokens: int
+    output_tokens: int
+    cost: float
+    ms: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As the journal holds it."""
+        return {
+            "inputTokens": self.input_tokens, "outputTokens": self.output_tokens,
+            "cost": self.cost, "ms": self.ms,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Usage:
+        """What ``to_json`` kept."""
+        return cls(record["inputTokens"], record["outputTokens"], record["cost"], record["ms"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +88,16 @@ class Answer:
     """An ACP stop reason."""
     refusal: Refusal | None = None
     """Comes with the stop reason ``refusal``."""
+    usage: Usage | None = None
+    omitted: tuple[int, int] | None = None
+    """The first and the last event of what had to stay out of the model's context (B-4)."""
 
     def to_json(self) -> dict[str, Any]:
         """The record of the journal."""
         fail = self.fail
         found = {
             "text": self.text or None,
-            "calls": [{"tool": one.tool, "arguments": one.arguments} for one in self.intents],
+            "calls": [one.to_json() for one in self.intents],
             "ask": self.ask,
             "sleepMs": self.sleep_ms,
             "fail": fail
@@ -75,6 +108,8 @@ class Answer:
             },
             "stop": self.stop,
             "refusal": self.refusal and self.refusal.to_json(),
+            "usage": self.usage and self.usage.to_json(),
+            "omitted": self.omitted and list(self.omitted),
         }
         return {name: value for name, value in found.items() if value not in (None, [])}
 
@@ -83,10 +118,14 @@ class Answer:
         """The answer that ``to_json`` kept, also that of an older program."""
         fail = record.get("fail")
         on_attempts = fail.get("onAttempts") if fail else None
-        refusal = record.get("refusal")
+        refusal, usage = record.get("refusal"), record.get("usage")
+        first_last = record.get("omitted")
         return cls(
             text=record.get("text", ""),
-            intents=tuple(Intent(one["tool"], one["arguments"]) for one in record.get("calls", [])),
+            intents=tuple(
+                Intent(one["tool"], one["arguments"], one.get("fault"))
+                for one in record.get("calls", [])
+            ),
             ask=record.get("ask"),
             sleep_ms=record.get("sleepMs"),
             fail=fail
@@ -95,6 +134,8 @@ class Answer:
             ),
             stop=record.get("stop"),
             refusal=refusal and Refusal(refusal["code"], refusal["message"]),
+            usage=usage and Usage.from_json(usage),
+            omitted=first_last and (first_last[0], first_last[1]),
         )
 
 
@@ -116,6 +157,11 @@ class Turn:
     step: int
     results: tuple[ToolResult, ...]
     """Of the answer before."""
+    attempt: int = 1
+    made: tuple[tuple[Answer, tuple[ToolResult, ...]], ...] = ()
+    """Every answer of the run so far with what came of its calls."""
+    past: Past | None = None
+    """What was said in the session before; only models are told."""
 
 
 class Brain(Protocol):
@@ -124,6 +170,11 @@ class Brain(Protocol):
     @property
     def name(self) -> str:
         """The resource of its ``brain.call`` decisions."""
+
+    @property
+    def address(self) -> str | None:
+        """The URL that it is asked at, the resource of a ``net.connect`` decision; None: it
+        reaches no network. Who has one is a model: it is told of the past and kept from loops."""
 
     async def answer(self, turn: Turn, deltas: Deltas) -> Answer:
         """The answer; what it says along the way goes into ``deltas``."""

@@ -31,6 +31,7 @@ class Deltas:
         self._waiting: list[dict[str, Any]] = []
         self._waiting_bytes = 0
         self._said: list[str] = []
+        self._heard: list[tuple[str, str]] = []
         self._last_s = float("-inf")
         self._flush_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -41,13 +42,33 @@ class Deltas:
         """All that was said so far, thoughts not included."""
         return "".join(self._said)
 
+    @property
+    def message_id(self) -> str:
+        """Of this answer in this attempt."""
+        return self._stream.message_id
+
+    @property
+    def heard(self) -> tuple[tuple[str, str], ...]:
+        """What was said and thought, in order: ("say" or "think", text)."""
+        return tuple(self._heard)
+
+    async def open(self, *updates: dict[str, Any]) -> None:
+        """Put on disk that the answer is being made, before anything is sent for it."""
+        await self._stream.send(updates)
+
+    def note(self, update: dict[str, Any]) -> None:
+        """An update that goes out with what is said."""
+        self._waiting.append(update)
+
     def say(self, text: str) -> None:
         """Add to the message of this answer."""
         self._said.append(text)
+        self._heard.append(("say", text))
         self._chunk(_SPEECH, text, self._stream.message_id)
 
     def think(self, text: str) -> None:
         """Add to the thoughts of this answer."""
+        self._heard.append(("think", text))
         self._chunk(_THOUGHT, text, f"{self._stream.message_id}.thought")
 
     def plan(self, entries: list[dict[str, str]]) -> None:

@@ -34,6 +34,7 @@ class DirectBrain:
     ends its turn well, a command that cannot be carried out is refused."""
 
     name = "direct"
+    address = None
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry

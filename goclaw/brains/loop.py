@@ -1,34 +1,41 @@
 """The run loop: ask the brain, carry out what it wants, ask again, until it is done (the Runner).
 
 Owns the order of steps, their bound and the result of a run. Not in here: what a step costs in
-commits (engine's journal), what a brain says (direct, script), what a tool does.
+commits (engine's journal), what a brain says (its siblings), what a tool does.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from goclaw.brains.answers import Answer, ToolResult, Turn
+from goclaw.brains.context import FAILED, read_past, sameness
 from goclaw.brains.deltas import Deltas
 from goclaw.brains.direct import DirectBrain
 from goclaw.brains.script import load_script
 from goclaw.core import limits
 from goclaw.core.decisions import Verdict
-from goclaw.core.errors import ConfigRefused, PolicyDenied
+from goclaw.core.errors import ConfigRefused, PolicyDenied, ToolLoop
 from goclaw.core.records import Failed, Succeeded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from goclaw.brains.answers import Brain, Intent, Refusal
+    from goclaw.brains.context import Past
+    from goclaw.brains.named import NamedBrains
     from goclaw.core.decisions import Decision
     from goclaw.core.records import Attempt, CallResult, Outcome, Session, Stream, Task
     from goclaw.tools.gate import Gate
     from goclaw.tools.registry import Registry
+
+    Read = Callable[..., Awaitable[list[tuple[Any, ...]]]]
 
 __all__ = ["BrainRunner", "check_brain", "prompt_text", "run_result"]
 
@@ -39,9 +46,17 @@ _NOT_MADE = frozenset({"denied", "rejected"})
 class BrainRunner:
     """Runs prompts and single tool calls. Implements ``core.records.Runner``."""
 
-    def __init__(self, registry: Registry, gate: Gate) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        gate: Gate,
+        *,
+        named: NamedBrains | None = None,
+        read: Read | None = None,
+    ) -> None:
         self._gate = gate
         self._direct = DirectBrain(registry)
+        self._named, self._read = named, read
 
     async def run_attempt(self, attempt: Attempt) -> Outcome:
         """See Runner."""
@@ -52,7 +67,11 @@ class BrainRunner:
     async def _brain(self, session: Session) -> Brain:
         """The session's brain; ConfigRefused when there is none of that name."""
         name = session.brain
-        check_brain(name)
+        if self._named is not None:
+            brain = self._named.get(name)
+            if brain is not None:
+                return brain
+        check_brain(name, self._named.names if self._named else ())
         if name == self._direct.name:
             return self._direct
         # Read anew each time: what was answered before stands in the journal.
@@ -60,34 +79,43 @@ class BrainRunner:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, load_script, path)
 
-    def _may_think(self, attempt: Attempt, brain: Brain) -> Decision:
-        decision = self._gate.decide_brain(attempt.task, attempt.session, brain.name)
-        if decision.effect is not Verdict.ALLOW:
-            raise PolicyDenied(
-                f"The brain {brain.name} may not answer: {decision.reason} ({decision.rule_id}).",
-                hint="Allow brain.call for it in policy.toml.",
-                decisionId=decision.decision_id,
-                reason=decision.reason,
-            )
-        return decision
+    def _may_think(self, attempt: Attempt, brain: Brain) -> list[Decision]:
+        """It may answer, and be asked where it is; PolicyDenied names what must be allowed."""
+        task, session = attempt.task, attempt.session
+        decisions = [self._gate.decide_brain(task, session, brain.name)]
+        if brain.address is not None:
+            decisions.append(self._gate.decide_address(task, session, brain.name, brain.address))
+        for decision in decisions:
+            if decision.effect is not Verdict.ALLOW:
+                raise PolicyDenied(
+                    f"The brain {brain.name} may not answer: {decision.action} on"
+                    f" {decision.resource}: {decision.reason} ({decision.rule_id}).",
+                    hint=f"Allow {decision.action} in policy.toml; docs/brains.md shows how.",
+                    decisionId=decision.decision_id,
+                    reason=decision.reason,
+                )
+        return decisions
 
     async def _run_prompt(self, attempt: Attempt) -> Outcome:
-        task, session = attempt.task, attempt.session
-        brain = await self._brain(session)
+        task = attempt.task
+        brain = await self._brain(attempt.session)
         prompt = prompt_text(orjson.loads(task.payload)["prompt"])
-        text: list[str] = []
-        tools: list[ToolResult] = []
-        results: tuple[ToolResult, ...] = ()
+        made: list[tuple[Answer, tuple[ToolResult, ...]]] = []
+        past: Past | None = None
+        failures: Counter[bytes] = Counter()
         for step in range(limits.STEPS_MAX):
-            decision = self._may_think(attempt, brain)
-            turn = Turn(prompt, step, results)
+            decisions = self._may_think(attempt, brain)
+            results = made[-1][1] if made else ()
+            turn = Turn(prompt, step, results, task.attempt, tuple(made))
 
             async def answer(stream: Stream, turn: Turn = turn) -> dict[str, Any]:
-                return await _answered(brain, turn, stream)
+                nonlocal past
+                if past is None and brain.address is not None:
+                    past = await self._past(attempt)
+                return await _answered(brain, replace(turn, past=past), stream)
 
-            record = await attempt.think(brain.name, {"step": step}, answer, decision=decision)
+            record = await attempt.think(brain.name, {"step": step}, answer, decisions=decisions)
             said = Answer.from_json(record)
-            text.append(said.text)
             fail = said.fail
             if fail and (fail.on_attempts is None or task.attempt in fail.on_attempts):
                 return Failed(
@@ -96,13 +124,22 @@ class BrainRunner:
                 )  # fmt: skip
             if said.sleep_ms is not None:
                 await attempt.sleep(said.sleep_ms)
-            results = await self._carry_out(attempt, brain, said)
-            tools += results
-            refused = said.ask is not None and results[0].status in _NOT_MADE
+            made.append((said, await self._carry_out(attempt, brain, said)))
+            refused = said.ask is not None and made[-1][1][0].status in _NOT_MADE
             if said.stop is not None or refused:
-                result = run_result("".join(text), tools, said.refusal)
-                return Succeeded(said.stop or "end_turn", result)
-        return Succeeded("max_turn_requests", run_result("".join(text), tools))
+                return Succeeded(said.stop or "end_turn", _result_of(made))
+            if brain.address is not None:
+                _check_loop(failures, *made[-1])
+        return Succeeded("max_turn_requests", _result_of(made))
+
+    async def _past(self, attempt: Attempt) -> Past | None:
+        """What a model is reminded of; a replay asks none."""
+        if self._read is None:
+            return None
+        return await read_past(
+            self._read, attempt.session.sid, attempt.task.run_id,
+            bytes_max=limits.BRAIN_PAST_BYTES_MAX,
+        )  # fmt: skip
 
     async def _carry_out(
         self, attempt: Attempt, brain: Brain, answer: Answer
@@ -121,7 +158,9 @@ class BrainRunner:
     ) -> tuple[ToolResult, ...]:
         task, session = attempt.task, attempt.session
         calls = [
-            await self._gate.call(task, session, brain, intent.tool, intent.arguments)
+            await self._gate.call(
+                task, session, brain, intent.tool, intent.arguments, fault=intent.fault
+            )
             for intent in intents
         ]
         found = await attempt.perform(calls)
@@ -145,12 +184,33 @@ class BrainRunner:
         return Failed(code, _error_of(found.output))
 
 
-def check_brain(name: str) -> None:
-    """ConfigRefused, naming the brains there are, when this is none of their names."""
-    if name != DirectBrain.name and not (name.startswith(_SCRIPT) and name != _SCRIPT):
+def check_brain(name: str, named: Collection[str] = ()) -> None:
+    """ConfigRefused, naming the brains there are, when this is none of their names. ``named``:
+    those of config.toml."""
+    if name in named or name == DirectBrain.name:
+        return
+    if not (name.startswith(_SCRIPT) and name != _SCRIPT):
+        known = ", ".join([DirectBrain.name, *sorted(named)])
         raise ConfigRefused(
-            f"There is no brain {name[:80]!r}.", hint="There are direct and script:FILE."
+            f"There is no brain {name[:80]!r}.",
+            hint=f"There are {known} and script:FILE; docs/brains.md says how to add one.",
         )
+
+
+def _check_loop(failures: Counter[bytes], answer: Answer, results: Sequence[ToolResult]) -> None:
+    """A model that makes the same failing call for ever is stopped."""
+    for intent, result in zip(answer.intents, results, strict=True):
+        failures[sameness(intent)] += result.status in FAILED
+        if failures[sameness(intent)] >= limits.SAME_FAILURES_MAX:
+            raise ToolLoop(
+                f"The model made the same call of {intent.tool[:80]}"
+                f" {limits.SAME_FAILURES_MAX} times, and each one was {result.status}."
+            )
+
+
+def _result_of(made: Sequence[tuple[Answer, tuple[ToolResult, ...]]]) -> bytes:
+    text = "".join(answer.text for answer, _ in made)
+    return run_result(text, [one for _, results in made for one in results], made[-1][0].refusal)
 
 
 async def _answered(brain: Brain, turn: Turn, stream: Stream) -> dict[str, Any]:

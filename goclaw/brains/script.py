@@ -67,6 +67,7 @@ class ScriptBrain:
     """Follows the first entry whose ``match`` is found in the prompt; says other prompts back."""
 
     name = "script"
+    address = None
 
     def __init__(self, entries: tuple[Entry, ...]) -> None:
         self._entries = entries

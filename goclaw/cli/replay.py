@@ -7,6 +7,7 @@ replay (``ops/replay.py``).
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 from goclaw.cli import show
@@ -39,7 +40,8 @@ def replay(options: argparse.Namespace) -> int:
 
 def _from_files(home: Home, run_id: str) -> dict[str, Any]:
     """Nobody has the home open, and nobody needs to."""
-    from goclaw.brains import REPEATABLE, BrainRunner
+    from goclaw.brains import REPEATABLE, BrainRunner, NamedBrains
+    from goclaw.core.config import load
     from goclaw.ops import replay as ops
     from goclaw.skills.catalog import Catalog
     from goclaw.skills.tools import Listed
@@ -52,7 +54,8 @@ def _from_files(home: Home, run_id: str) -> dict[str, Any]:
         return archive.fetch(query, **arguments)
 
     registry = Registry([Listed(Catalog(home.skills))])
-    runner = BrainRunner(registry, ops.RecordedGate(registry))
+    named = NamedBrains(load(home.root, os.environ).brains, registry)
+    runner = BrainRunner(registry, ops.RecordedGate(registry), named=named)
     try:
         found = asyncio.run(ops.replay(read, runner, run_id, repeatable=REPEATABLE))
     finally:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "BRAIN_KINDS",
     "ENVIRONMENT_OTHER",
     "OPTIONS",
     "TEMPLATE",
@@ -34,9 +35,11 @@ __all__ = [
     "EventsConfig",
     "Gate",
     "ListenConfig",
+    "NamedBrain",
     "QueueConfig",
     "Setting",
     "StoreConfig",
+    "brain_settings",
     "load",
     "parse_address",
     "parse_bounds",
@@ -77,7 +80,7 @@ class Setting(NamedTuple):
 
     section: str
     key: str
-    default: int | str
+    default: int | float | str
     rule: Rule
 
     @property
@@ -93,15 +96,21 @@ class Setting(NamedTuple):
     @property
     def wanted(self) -> str:
         """The allowed values, in words."""
+        if isinstance(self.default, float):
+            return f"a number from {self.rule.low} to {self.rule.high}"
         if isinstance(self.default, int):
             return f"a whole number from {self.rule.low} to {self.rule.high}"
         if self.rule.choices:
             return " or ".join(f'"{choice}"' for choice in self.rule.choices)
-        return _TEXTS[self.name]
+        return _TEXTS.get(self.name, "a text of 1 to 4096 characters")
 
 
 def _number(default: int, low: int, high: int, text: str) -> Any:
     return field(default=default, metadata={"rule": Rule(text, low=low, high=high)})
+
+
+def _amount(default: float, high: int, text: str) -> Any:
+    return field(default=default, metadata={"rule": Rule(text, high=high)})
 
 
 def _choice(default: str, *others: str, text: str) -> Any:
@@ -266,6 +275,47 @@ class BrainConfig:
     default: str = _text("direct", "The brain of a prompt that names none.")
 
 
+BRAIN_KINDS: Final = ("openai", "anthropic", "acp", "cassette")
+"""What a brain of the file can be; direct and script need no section."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedBrain:
+    """[brains.NAME]: a brain that somebody configured. "" and 0 stand for what was left out."""
+
+    name: str
+    kind: str = _choice("", *BRAIN_KINDS, text="What it is; there is no default.")
+    base_url: str = _text("", "Where the server is, up to /v1: http://127.0.0.1:11434/v1.")
+    model: str = _text("", "The model's name, as the server calls it.")
+    key_env: str = _text("", "The variable of the daemon's environment that holds the key.")
+    command: str = _text("", "acp: the agent's command line.")
+    cassette: str = _text("", "cassette: the file with the record.")
+    records: str = _text("", "cassette: the brain that is asked, once, for what is not in it.")
+    answer_tokens: int = _number(
+        0, 0, limits.BRAIN_TOKENS_MAX, "The most of one answer; 0: as many as the server likes."
+    )
+    context_tokens: int = _number(
+        limits.BRAIN_CONTEXT_TOKENS,
+        limits.BRAIN_CONTEXT_TOKENS_MIN,
+        limits.BRAIN_TOKENS_MAX,
+        "What the model can take in, question and answer together.",
+    )
+    input_price: float = _amount(0.0, limits.BRAIN_PRICE_MAX, "US dollars for a million tokens in.")
+    output_price: float = _amount(
+        0.0, limits.BRAIN_PRICE_MAX, "US dollars for a million tokens out."
+    )
+    run_tokens: int = _number(
+        0, 0, limits.BRAIN_TOKENS_MAX, "Budget of a run, in and out together; 0: none."
+    )
+    run_cost: float = _amount(
+        0.0, limits.BRAIN_PRICE_MAX, "The same in US dollars; needs the prices."
+    )
+    run_steps: int = _number(0, 0, limits.STEPS_MAX, "Answers of a run; 0: the general bound.")
+    run_s: int = _number(
+        0, 0, limits.RETENTION_S_MAX, "Seconds that a run may wait for its model; 0: any."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """All settings, checked. ``Config()`` is the defaults."""
@@ -277,6 +327,7 @@ class Config:
     listen: ListenConfig = ListenConfig()
     daemon: DaemonConfig = DaemonConfig()
     brain: BrainConfig = BrainConfig()
+    brains: tuple[NamedBrain, ...] = ()
 
 
 _TEXTS: Final = {
@@ -288,6 +339,15 @@ _TEXTS: Final = {
     "brain.default": "the name of a brain, of 1 to 4096 characters",
 }
 
+_NAMED: Final = "brains"
+_BRAIN_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_BRAIN_NEEDS: Final = {
+    "openai": ("base_url", "model"),
+    "anthropic": ("model",),
+    "acp": ("command",),
+    "cassette": ("cassette",),
+}
+
 _ORDERED: Final = (
     ("queue.backoff_ms_min", "queue.backoff_ms_max"),
     ("events.ring_bytes", "events.ring_bytes_total"),
@@ -296,14 +356,24 @@ _ORDERED: Final = (
 
 
 def settings() -> Iterator[Setting]:
-    """Every key in the order of the file."""
+    """Every key in the order of the file, those of [brains.NAME] left out."""
     for section in dataclasses.fields(Config):
+        if section.name == _NAMED:
+            continue
         for row in dataclasses.fields(type(section.default)):  # type: ignore[arg-type]
             default: Any = row.default
             yield Setting(section.name, row.name, default, row.metadata["rule"])
 
 
+def brain_settings() -> Iterator[Setting]:
+    """The keys of a [brains.NAME] section."""
+    for row in dataclasses.fields(NamedBrain)[1:]:
+        default: Any = row.default
+        yield Setting(_NAMED, row.name, default, row.metadata["rule"])
+
+
 _SETTINGS: Final = {row.name: row for row in settings()}
+_BRAIN_SETTINGS: Final = {row.key: row for row in brain_settings()}
 
 
 def load(
@@ -315,7 +385,7 @@ def load(
     the value, what is allowed and what to do; nothing is applied in part.
     """
     values: dict[str, int | str] = {}
-    _take_file(home / "config.toml", values)
+    brains = _take_file(home / "config.toml", values)
     _take_environment(environ, values)
     for name, text in (options or {}).items():
         values[name] = _from_text(_SETTINGS[name], text, f"{OPTIONS[name]} {text}", UsageError)
@@ -323,13 +393,15 @@ def load(
     _check_lanes(values)
     sections: dict[str, Any] = {}
     for section in dataclasses.fields(Config):
+        if section.name == _NAMED:
+            continue
         chosen = {
             row.key: values[row.name]
             for row in _SETTINGS.values()
             if row.section == section.name and row.name in values
         }
         sections[section.name] = dataclasses.replace(section.default, **chosen)  # type: ignore[type-var]
-    return Config(**sections)
+    return Config(**sections, brains=brains)
 
 
 def parse_address(text: str) -> Address | None:
@@ -407,11 +479,11 @@ _PARSERS: Final[dict[str, Callable[[str], object]]] = {
 }
 
 
-def _take_file(path: Path, values: dict[str, int | str]) -> None:
+def _take_file(path: Path, values: dict[str, int | str]) -> tuple[NamedBrain, ...]:
     try:
         data = read_regular(path, limits.CONFIG_BYTES_MAX)
     except FileNotFoundError:
-        return
+        return ()
     except OSError as error:
         raise ConfigRefused(
             f"{path} cannot be read: {error.strerror}.", hint="Mend its permissions, or remove it."
@@ -429,6 +501,7 @@ def _take_file(path: Path, values: dict[str, int | str]) -> None:
         raise ConfigRefused(
             f"{path} is not valid TOML: {str(error)[:200]}.", hint="Mend that line."
         ) from None
+    brains = document.pop(_NAMED, {})
     for section, table in document.items():
         known = [row for row in _SETTINGS.values() if row.section == section]
         if not known:
@@ -443,6 +516,53 @@ def _take_file(path: Path, values: dict[str, int | str]) -> None:
             if row is None:
                 raise _unknown(where, key, {known_row.key for known_row in known})
             values[row.name] = _checked(row, value, f"{where} = {_shown(value)}", ConfigRefused)
+    if not isinstance(brains, dict) or len(brains) > limits.BRAINS_MAX:
+        raise ConfigRefused(
+            f"{path}: brains is not a table of at most {limits.BRAINS_MAX} brains.",
+            hint="Write [brains.NAME] on its own line.",
+            key=_NAMED,
+        )
+    return tuple(_brain(path, name, table) for name, table in brains.items())
+
+
+def _brain(path: Path, name: str, table: object) -> NamedBrain:
+    where = f"{path}: [brains.{name[:80]}]"
+    if not _BRAIN_NAME.fullmatch(name) or name in ("direct", "script", "acp"):
+        raise ConfigRefused(
+            f"{where} is no name for a brain.",
+            hint="Take lower-case letters, digits, - and _; direct, script and acp are taken.",
+            key=f"{_NAMED}.{name[:80]}",
+        )
+    if not isinstance(table, dict):
+        raise ConfigRefused(
+            f"{where} is not a section.", hint=f"Write [brains.{name}] on its own line.", key=name
+        )
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        row = _BRAIN_SETTINGS.get(key)
+        if row is None:
+            raise _unknown(f"{where} {key}", key, set(_BRAIN_SETTINGS))
+        found[key] = _checked_brain(row, value, f"{where} {key} = {_shown(value)}")
+    kind = found.get("kind", "")
+    for key in ("kind", *_BRAIN_NEEDS.get(kind, ())):
+        if not found.get(key):
+            row = _BRAIN_SETTINGS[key]
+            raise ConfigRefused(
+                f"{where} has no {key}.",
+                hint=f"{row.rule.text} Takes {row.wanted}.",
+                key=f"{_NAMED}.{name}.{key}",
+            )
+    return NamedBrain(name=name, **found)
+
+
+def _checked_brain(row: Setting, value: object, where: str) -> int | float | str:
+    if not isinstance(row.default, float):
+        return _checked(row, value, where, ConfigRefused)
+    if type(value) in (int, float) and row.rule.low <= value <= row.rule.high:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    raise ConfigRefused(
+        f"{where} is not allowed.", hint=f"{row.key} takes {row.wanted}.", key=row.name
+    )
 
 
 def _take_environment(environ: Mapping[str, str], values: dict[str, int | str]) -> None:
@@ -541,7 +661,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _toml(value: int | str) -> str:
+def _toml(value: int | float | str) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
@@ -558,6 +678,15 @@ def _template() -> str:
             lines += ["", f"[{section}]"]
         lines += [f"# {row.rule.text}", f"# Takes {row.wanted}."]
         lines += [f"#{row.key} = {_toml(row.default)}"]
+    lines += [
+        "",
+        "# A model, or another agent, has a section; docs/brains.md says what it holds, and",
+        "# what policy.toml must allow. Then: goclaw run --brain local PROMPT",
+        "# [brains.local]",
+        '# kind = "openai"',
+        '# base_url = "http://127.0.0.1:11434/v1"',
+        '# model = "qwen3:8b"',
+    ]
     return "\n".join(lines) + "\n"
 
 

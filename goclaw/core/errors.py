@@ -28,6 +28,12 @@ GoclawError
 ├── ScopeMissing           -31013    EffectUnknown     -31015
 ├── UnknownId              -31016    TooLarge          -31017
 ├── BudgetExhausted        -31018
+│   ├── TokensExhausted              ├── CostExhausted
+│   ├── StepsExhausted               └── TimeExhausted
+├── BrainFailed            the model's server said no and would say it again
+│   ├── BrainKeyMissing              ├── BrainKeyRefused
+│   ├── ModelUnknown                 ├── ContextOverflow
+│   ├── QuotaExhausted               └── ToolLoop
 ├── SkillRefused           -32602    manifest, module or ABI is not acceptable; nothing ran
 ├── SkillFailed            the skill itself says that it failed: a definite tool error
 ├── SkillCancelled         cut off by a cancel
@@ -45,8 +51,13 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AlreadyResolved",
+    "BrainFailed",
+    "BrainKeyMissing",
+    "BrainKeyRefused",
     "BudgetExhausted",
     "ConfigRefused",
+    "ContextOverflow",
+    "CostExhausted",
     "CursorAhead",
     "DaemonGone",
     "DatabaseRefused",
@@ -62,11 +73,13 @@ __all__ = [
     "LeaseLost",
     "ListenerFailed",
     "MethodUnknown",
+    "ModelUnknown",
     "Nondeterminism",
     "ParseError",
     "PolicyDenied",
     "PolicyRefused",
     "QueueFull",
+    "QuotaExhausted",
     "RateLimited",
     "ReplayGap",
     "RequestCancelled",
@@ -87,8 +100,12 @@ __all__ = [
     "SkillTableExceeded",
     "SkillTimedOut",
     "SkillTrapped",
+    "StepsExhausted",
     "StorageFailed",
+    "TimeExhausted",
+    "TokensExhausted",
     "TooLarge",
+    "ToolLoop",
     "UnknownId",
     "UsageError",
     "WireError",
@@ -374,6 +391,72 @@ class BudgetExhausted(GoclawError):
 
     code = "budget_exhausted"
     rpc = -31018
+
+
+class TokensExhausted(BudgetExhausted):
+    """The next answer might take the run beyond its ``run_tokens``."""
+
+    code = "budget_tokens"
+
+
+class CostExhausted(BudgetExhausted):
+    """The next answer might take the run beyond its ``run_cost``."""
+
+    code = "budget_cost"
+
+
+class StepsExhausted(BudgetExhausted):
+    """The run has had its ``run_steps`` answers."""
+
+    code = "budget_steps"
+
+
+class TimeExhausted(BudgetExhausted):
+    """The run has waited ``run_s`` seconds for its model."""
+
+    code = "budget_time"
+
+
+class BrainFailed(GoclawError):
+    """The brain's server refused the call and would refuse it again."""
+
+    code = "brain_failed"
+
+
+class BrainKeyMissing(BrainFailed):
+    """The brain needs a key, and the daemon's environment holds none; nothing was sent."""
+
+    code = "brain_key_missing"
+
+
+class BrainKeyRefused(BrainFailed):
+    """The server does not accept the key."""
+
+    code = "brain_key_refused"
+
+
+class ModelUnknown(BrainFailed):
+    """The server has no model of that name."""
+
+    code = "model_unknown"
+
+
+class ContextOverflow(BrainFailed):
+    """The model cannot take in even the shortest form of the conversation."""
+
+    code = "context_overflow"
+
+
+class QuotaExhausted(BrainFailed):
+    """The account has nothing left: waiting does not help."""
+
+    code = "quota_exhausted"
+
+
+class ToolLoop(BrainFailed):
+    """The model makes the same failing call again and again."""
+
+    code = "tool_loop"
 
 
 class SkillRefused(GoclawError):

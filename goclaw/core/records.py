@@ -408,7 +408,7 @@ class Stream(Protocol):
     """False: nobody hears it, so pauses are left out."""
 
     async def send(self, updates: Sequence[dict[str, Any]]) -> None:
-        """Commit these updates now, together."""
+        """Commit these updates now, together; none: only that the answer has been begun."""
 
 
 class Attempt(Protocol):
@@ -424,7 +424,7 @@ class Attempt(Protocol):
         request: dict[str, Any],
         answer: Callable[[Stream], Awaitable[dict[str, Any]]],
         *,
-        decision: Decision | None = None,
+        decisions: Sequence[Decision] = (),
     ) -> dict[str, Any]:
         """One answer of a brain, as a pure effect: recorded, and answered from the record later.
 

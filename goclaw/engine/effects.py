@@ -237,7 +237,7 @@ class Journal:
         request: dict[str, Any],
         answer: Callable[[Stream], Awaitable[dict[str, Any]]],
         *,
-        decision: Decision | None = None,
+        decisions: Sequence[Decision] = (),
     ) -> dict[str, Any]:
         """Record one brain call; its ``updates`` commit with the record, so none is sent twice."""
         ordinal = self._ordinal()
@@ -252,11 +252,12 @@ class Journal:
             "key": effect_key(self.task, ordinal, name, body, None),
             "call_id": f"{self.task.task_id}.{ordinal}.{self.task.attempt}",
         }  # fmt: skip
-        result = dict(await answer(_Streamed(self, effect)))
+        stream = _Streamed(self, effect, decisions)
+        result = dict(await answer(stream))
         updates = [self.update(update) for update in result.pop("updates", [])]
         record = self.bind("effect_record", **effect, result=orjson.dumps(result), failed=0)
         faultpoint("before_result")
-        audit = self.audit(decision) if decision is not None else []
+        audit = [] if stream.begun else self.audit(*decisions)
         await self.apply(*audit, *updates, record)
         faultpoint("after_result")
         return result
@@ -471,24 +472,28 @@ async def _dispatch(entries: list[_Entry]) -> None:
 
 
 class _Streamed:
-    """Updates of an answer that is still being made. The first one journals that it has begun, so
-    that whatever ends the attempt closes the message (B-3)."""
+    """Updates of an answer that is still being made. The first ones journal that it has begun and
+    who allowed it (A-8), so that whatever ends the attempt closes the message (B-3)."""
 
     paced = True
 
-    def __init__(self, journal: Journal, effect: dict[str, Any]) -> None:
-        self._journal, self._effect = journal, effect
-        self._begun = False
+    def __init__(
+        self, journal: Journal, effect: dict[str, Any], decisions: Sequence[Decision]
+    ) -> None:
+        self._journal, self._effect, self._decisions = journal, effect, decisions
+        self.begun = False
         self.message_id: str = effect["call_id"]
 
     async def send(self, updates: Sequence[dict[str, Any]]) -> None:
         """See Stream."""
         parts = [self._journal.update(update) for update in updates]
-        if not self._begun:
+        if not self.begun:
             pure = {"class": str(EffectClass.PURE)}
-            parts.insert(0, self._journal.bind("effect_intent", **self._effect, **pure))
-        await self._journal.apply(*parts)
-        self._begun = True
+            intent = self._journal.bind("effect_intent", **self._effect, **pure)
+            parts = [*self._journal.audit(*self._decisions), intent, *parts]
+        if parts:
+            await self._journal.apply(*parts)
+        self.begun = True
 
 
 class _Entry:

@@ -106,7 +106,7 @@ class Recorded:
         request: dict[str, Any],
         answer: Callable[[Stream], Awaitable[dict[str, Any]]],
         *,
-        decision: Decision | None = None,
+        decisions: Sequence[Decision] = (),
     ) -> dict[str, Any]:
         """See Attempt."""
         row = self._taken("brain", name, orjson.dumps(request, option=orjson.OPT_SORT_KEYS))

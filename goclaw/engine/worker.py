@@ -78,10 +78,10 @@ class LiveAttempt:
         request: dict[str, Any],
         answer: Callable[[Stream], Awaitable[dict[str, Any]]],
         *,
-        decision: Decision | None = None,
+        decisions: Sequence[Decision] = (),
     ) -> dict[str, Any]:
         """See Attempt."""
-        return await (await self._opened()).think(name, request, answer, decision=decision)
+        return await (await self._opened()).think(name, request, answer, decisions=decisions)
 
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
         """See Attempt."""

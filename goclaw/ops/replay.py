@@ -78,7 +78,14 @@ class RecordedGate(Gate):
         super().__init__(registry, _allowed)
 
     async def call(
-        self, task: Task, session: Session, brain: str, tool: str, arguments: dict[str, Any]
+        self,
+        task: Task,
+        session: Session,
+        brain: str,
+        tool: str,
+        arguments: dict[str, Any],
+        *,
+        fault: str | None = None,
     ) -> Call:
         """See Gate."""
         request = orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS)

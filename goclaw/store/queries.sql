@@ -1380,6 +1380,12 @@ SELECT e.event_id, e.kind, e.type, e.at, t.run_id, t.task_id, e.attempt, t.trace
   FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
  WHERE e.sid = :sid AND e.event_id > :cursor ORDER BY e.event_id LIMIT :limit;
 
+-- Newest first: what a model is reminded of.
+-- query: events_before sid cursor limit
+SELECT e.event_id, e.kind, e.type, e.at, t.run_id, e.payload
+  FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
+ WHERE e.sid = :sid AND e.event_id < :cursor ORDER BY e.event_id DESC LIMIT :limit;
+
 -- query: chain_after sid cursor limit
 SELECT e.event_id, e.at, e.type, t.run_id, t.task_id, e.payload, e.digest
   FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid

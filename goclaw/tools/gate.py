@@ -95,15 +95,31 @@ class Gate:
         subject = subject_of(task, brain)
         return self._decide(subject, "brain.call", brain, context, version=task.policy_version)
 
+    def decide_address(self, task: Task, session: Session, brain: str, url: str) -> Decision:
+        """May this brain be asked at that address?"""
+        context = context_of(session, EffectClass.PURE)
+        subject = subject_of(task, brain)
+        return self._decide(subject, "net.connect", url, context, version=task.policy_version)
+
     async def call(
-        self, task: Task, session: Session, brain: str, tool: str, arguments: dict[str, Any]
+        self,
+        task: Task,
+        session: Session,
+        brain: str,
+        tool: str,
+        arguments: dict[str, Any],
+        *,
+        fault: str | None = None,
     ) -> Call:
         """The call of a tool, decided on, with everything its journal needs.
 
         An unknown tool and arguments that do not fit become a call that fails by itself, so that
-        the brain is told and every attempt is told the same.
+        the brain is told and every attempt is told the same; ``fault`` says that they could not
+        even be read.
         """
         request = orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS)
+        if fault is not None:
+            return _misfit(tool, request, f"{tool[:80]}: {fault}.")
         entry = self._registry.get(tool)
         if entry is None:
             known = ", ".join(known.name for known in self._registry.tools())

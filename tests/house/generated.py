@@ -99,6 +99,10 @@ def configuration_page() -> str:
         option = config.OPTIONS.get(row.name)
         meaning = row.rule.text + (f" Option: `{option}`." if option else "")
         lines.append(f"| `{row.key}` | `{row.default}` | {row.wanted} | {meaning} |")
+    lines += ["", "## [brains.NAME]", "", "In the file only; brains.md shows some.", ""]
+    lines += ["| key | default | takes | meaning |", "| --- | --- | --- | --- |"]
+    for row in config.brain_settings():
+        lines.append(f"| `{row.key}` | `{row.default}` | {row.wanted} | {row.rule.text} |")
     return "\n".join(lines) + "\n"
 
 

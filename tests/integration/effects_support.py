@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from goclaw.brains import BrainRunner
+from goclaw.brains import BrainRunner, NamedBrains
 from goclaw.core.clock import SystemClock
 from goclaw.core.config import load
 from goclaw.core.faults import arm
@@ -73,6 +73,19 @@ effect = "deny"
 actions = ["tool.call"]
 resources = [{ exact = "sink/denied" }]
 reason = "denied in this test"
+
+[[rule]]
+id = "models"
+effect = "allow"
+actions = ["brain.call"]
+resources = [{ prefix = "model" }]
+
+[[rule]]
+id = "models-here"
+effect = "allow"
+actions = ["net.connect"]
+subjects = [{ kind = "run" }]
+resources = [{ cidr = "127.0.0.1/32" }]
 """
 )
 
@@ -212,11 +225,17 @@ class World:
         self.policy = document.load(policy, home=str(home))
         self.registry = Registry([self.tools, *sources])
         self.gate = Gate(self.registry, self.decide)
-        self._runner = runner or BrainRunner(self.registry, self.gate)
         self._open_lanes = open_lanes
         config = load(home, {})
+        named = NamedBrains(
+            config.brains, self.registry, environ=os.environ, wall_ms=self.clock.wall_ms
+        )
+        self._runner = runner or BrainRunner(self.registry, self.gate, named=named, read=self._read)
         quick = {"backoff_ms_min": 1, "backoff_ms_max": 5, **queue}
         self._config = dataclasses.replace(config, queue=dataclasses.replace(config.queue, **quick))
+
+    async def _read(self, query: str, **arguments: Any) -> list[tuple[Any, ...]]:
+        return await self.database.read(query, **arguments)
 
     def decide(
         self,

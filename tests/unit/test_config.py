@@ -63,6 +63,7 @@ def test_without_a_file_the_defaults_of_the_contract_hold(home: Path) -> None:
         "listen": {"address": "127.0.0.1:0"},
         "daemon": {"drain_s": 30, "idle_exit_s": 600},
         "brain": {"default": "direct"},
+        "brains": (),
     }
 
 
@@ -79,18 +80,53 @@ def test_file_then_environment_then_option(home: Path) -> None:
     assert settings.brain.default == "script:a"
 
 
+@pytest.mark.req("B-2")
+def test_a_brain_of_the_file(home: Path) -> None:
+    text = """[brains.local]
+kind = "openai"
+base_url = "http://127.0.0.1:1/v1"
+model = "m"
+run_cost = 2
+"""
+    (brain,) = load(write(home, text), {}).brains
+    assert (brain.name, brain.kind, brain.run_cost) == ("local", "openai", 2.0)
+    assert brain.context_tokens == 32_768
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[brains.a]\nmodel = 'm'", "[brains.a] has no kind."),
+        ("[brains.a]\nkind = 'openai'\nmodel = 'm'", "[brains.a] has no base_url."),
+        ("[brains.a]\nkind = 'llama'", "kind = 'llama' is not allowed."),
+        ("[brains.a]\nkind = 'acp'\ncomand = 'x'", "comand is unknown. Did you mean command?"),
+        ("[brains.direct]\nkind = 'openai'", "[brains.direct] is no name for a brain."),
+        ("[brains.'a b']\nkind = 'openai'", "[brains.a b] is no name for a brain."),
+        ("[brains.a]\nrun_cost = -1", "run_cost takes a number from 0 to"),
+        ("[brains.a]\nrun_cost = nan", "run_cost takes a number from 0 to"),
+        ("[brains.a]\nrun_steps = true", "run_steps = True is not allowed"),
+        ("[brains]\na = 1", "[brains.a] is not a section."),
+        ("brains = 1", "brains is not a table"),
+    ],
+)
+def test_a_brain_that_is_refused(home: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigRefused) as refused:
+        load(write(home, text), {})
+    assert says in str(refused.value)
+
+
 @pytest.mark.req("U-5")
 def test_the_template_is_the_defaults_in_comments(home: Path) -> None:
-    assert tomllib.loads(config.TEMPLATE) == {
-        field.name: {} for field in dataclasses.fields(Config)
-    }
+    defaults = dataclasses.asdict(Config())
+    assert defaults.pop("brains") == ()
+    assert tomllib.loads(config.TEMPLATE) == {section: {} for section in defaults}
     assert load(write(home, config.TEMPLATE), {}) == Config()
     bare = "\n".join(
         line.removeprefix("#") if line.startswith("#") and line[1:2].isalpha() else line
         for line in config.TEMPLATE.splitlines()
     )
     given_values = tomllib.loads(bare)
-    assert given_values == dataclasses.asdict(Config())
+    assert given_values == defaults
     assert load(write(home, bare), {}) == Config()
 
 

@@ -1,7 +1,7 @@
-"""Servers for foreign test suites: the daemon's own codec with a stub method table, and an echo.
+"""Servers to test with: the daemon's own codec with a stub method table, an echo, and a model.
 
 Owns the stub methods (those of the JSON-RPC specification's examples) and this command line. Not
-in here: anything the daemon runs.
+in here: anything the daemon runs, the model's server (``models.py``).
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import asyncio
 import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from websockets.exceptions import ConnectionClosed
 
 from goclaw.core import limits
-from goclaw.core.errors import GoclawError, InvalidParams, ListenerFailed
+from goclaw.core.errors import ConfigRefused, GoclawError, InvalidParams, ListenerFailed
 from goclaw.gateway.transports import FrameConnection, FrameTransport, listen_frames
 from goclaw.protocol.jsonrpc import Call, LineSplitter, Peer, Send, method_unknown
+from goclaw.testing.models import load_scenario, serve_model
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -145,7 +147,7 @@ def _port(text: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one of the two servers until end of input or SIGINT."""
+    """Run one of the servers until end of input or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m goclaw.testing", description=__doc__)
     servers = parser.add_subparsers(dest="server", required=True)
     stub = servers.add_parser("rpc-stub", help="the codec with a stub method table")
@@ -154,9 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where.add_argument("--port", type=_port, help="WebSocket on loopback; 0 = any")
     echo = servers.add_parser("ws-echo", help="send every message back")
     echo.add_argument("--port", type=_port, required=True, help="WebSocket on loopback; 0 = any")
+    model = servers.add_parser(
+        "openai-server", help="a model that follows a file, in OpenAI's and Anthropic's protocols"
+    )
+    model.add_argument("--port", type=_port, required=True, help="on loopback; 0 = any")
+    model.add_argument("--scenario", type=Path, help="a JSON file, as docs/brains.md describes it")
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.server == "ws-echo":
+        if chosen.server == "openai-server":
+            asyncio.run(serve_model(HOST, chosen.port, load_scenario(chosen.scenario)))
+        elif chosen.server == "ws-echo":
             asyncio.run(_listen(_serve_echo, chosen.port, ECHO_BYTES_MAX))
         elif chosen.stdio:
             _serve_stdio()
@@ -164,11 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             asyncio.run(_listen(_serve_rpc, chosen.port, limits.FRAME_BYTES_MAX))
     except KeyboardInterrupt:
         pass  # the way to end it
-    except ListenerFailed as error:
+    except (ConfigRefused, ListenerFailed) as error:
         print(f"goclaw: {error}", file=sys.stderr)
         return error.exit
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
