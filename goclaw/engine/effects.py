@@ -271,8 +271,12 @@ class Journal:
             if not entry.settle_from_journal():
                 await entry.settle_unknown()
         await self._ask([entry for entry in entries if entry.result is None])
-        await self._intend([entry for entry in entries if entry.result is None])
-        await _dispatch([entry for entry in entries if entry.result is None])
+        try:
+            await self._intend([entry for entry in entries if entry.result is None])
+            await self._send([entry for entry in entries if entry.result is None])
+        finally:
+            for entry in entries:  # also what came through its gate and was not sent in the end
+                await entry.leave_gate(well=False)
         return [entry.answer() for entry in entries]
 
     async def _ask(self, entries: list[_Entry]) -> None:
@@ -354,18 +358,34 @@ class Journal:
         await self._note(unsettled)
 
     async def _pass_gates(self, entries: list[_Entry]) -> None:
-        """Bounds, rates and breakers of tools: a wait parks the attempt, so its lane is free."""
+        """Bounds, rates and breakers of tools: a wait parks the attempt, so its lane is free. When
+        only some may begin, the others wait behind them: all of an answer may be more than a gate
+        ever lets in."""
         if self.gates.open_for_all or self.task.kind == "tool":
             return  # a task that is one call came through its gate when it was let in
-        waits = [await entry.pass_gate() for entry in entries]
-        if any(waits):
-            for entry in entries:
-                await entry.leave_gate(well=False)
-            works = dict.fromkeys(
-                entry.work for entry, wait in zip(entries, waits, strict=True) if wait
-            )
-            due_ms = max(wait or 0 for wait in waits)
-            raise Park("rate_limited", due_ms=due_ms, detail={"works": list(works)})
+        waits = await _waits(entries)
+        if len(waits) == len(entries):
+            raise _limited(waits)
+        for entry in waits:
+            entry.is_behind = True
+
+    async def _send(self, entries: list[_Entry]) -> None:
+        """Dispatch what came through its gate, then what waits behind it. What has to wait for
+        longer is closed unsent, and begins at the next attempt."""
+        ready = [entry for entry in entries if not entry.is_behind]
+        behind = [entry for entry in entries if entry.is_behind]
+        try:
+            await _dispatch(ready)
+            while behind:
+                waits = await _waits(behind)
+                ready = [entry for entry in behind if entry not in waits]
+                behind = list(waits)
+                if not ready:
+                    raise _limited(waits)
+                await _dispatch(ready)
+        except (Park, Retryable, StorageFailed):
+            await self._unsend(behind)
+            raise
 
     async def _intend_each(self, entries: list[_Entry]) -> None:
         """One of the intents has the key of another call: it is refused, the others are made."""
@@ -453,6 +473,17 @@ _CONFLICTS: Final[dict[type[GoclawError], str]] = {
 }
 
 
+async def _waits(entries: list[_Entry]) -> dict[_Entry, int]:
+    """Who has to wait at his gate, and for how many milliseconds; the others are through."""
+    waits = [(entry, await entry.pass_gate()) for entry in entries]
+    return {entry: wait_ms for entry, wait_ms in waits if wait_ms is not None}
+
+
+def _limited(waits: dict[_Entry, int]) -> Park:
+    works = dict.fromkeys(entry.work for entry in waits)
+    return Park("rate_limited", due_ms=max(waits.values()), detail={"works": list(works)})
+
+
 async def _dispatch(entries: list[_Entry]) -> None:
     """All at once; every one has ended before the attempt goes on or ends."""
     ended = await asyncio.gather(*(entry.carry_out() for entry in entries), return_exceptions=True)
@@ -511,6 +542,8 @@ class _Entry:
         self.intending: asyncio.Future[Committed] | None = None
         """The commit of an intent that nobody waited for."""
         self._at_gate = False
+        self.is_behind = False
+        """It waits at its gate behind other calls of the same answer."""
         self.note: Note | None = None
         """What effects.log must hold before the call is sent."""
         self._intent_at = self._parts_count = 0

@@ -286,7 +286,12 @@ class Intake:
         terms: Terms,
         parent_tid: int | None = None,
     ) -> Accepted:
-        not_before, recurrence = self._begin(terms)
+        try:
+            not_before, recurrence = self._begin(terms)
+        except InvalidParams:
+            if not await self._is_known(key, session.sid):
+                raise
+            not_before = recurrence = None  # it was in time when it was first accepted (E-6)
         await self.check_new(key, session.sid)
         suffix = self._clock.new_id("task").removeprefix("task_")
         task_id, run_id, now = f"task_{suffix}", f"run_{suffix}", self._clock.wall_ms()
@@ -378,9 +383,11 @@ class Intake:
         check_key(key)
         if self._open_tasks() + self._arriving < self._queue.total_limit:
             return
-        known = key and await self._database.read("submission", sid=sid, key=key)
-        if not known:
+        if not await self._is_known(key, sid):
             raise _full("total", self._queue.total_limit)
+
+    async def _is_known(self, key: str | None, sid: int) -> bool:
+        return bool(key and await self._database.read("submission", sid=sid, key=key))
 
     def _check_open(self) -> None:
         if self.closed:

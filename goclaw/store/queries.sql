@@ -267,7 +267,7 @@ SELECT s.head AS event_id, s.salt, s.link, t.tid, t.run_id, t.task_id, t.trace,
 
 -- program: enqueue sid key hash task_id run_id pool work kind parallel rank max_attempts on_unknown policy_version trace payload client origin not_before timeout_ms deadline_at unique_key parent_tid session_limit now
 -- Accept a task: the row, its event, its place in line. The same key again returns the same task; so
--- does the key of a unique task that has not ended. With not_before it takes its place when it is due.
+-- does the key of a unique task that has not ended, which is remembered with it (E-6). With not_before it takes its place when it is due.
 -- Keys outlive results: expired says that the known task has ended and its result is gone (E-6).
 -- returns: tid task_id run_id event_id state duplicate expired
 -- step: run
@@ -283,11 +283,17 @@ SELECT tid, task_id, run_id, state, end_event AS event_id, 1 AS duplicate,
        AND NOT EXISTS (SELECT 1 FROM task_results WHERE task_results.tid = :dup_tid) AS expired
   FROM tasks
  WHERE :dup_tid IS NOT NULL AND tid = :dup_tid;
--- step: stop
+-- step: need
 SELECT t.tid, t.task_id, t.run_id, t.state, t.end_event AS event_id, 1 AS duplicate
   FROM uniques AS u JOIN tasks AS t ON t.tid = u.tid
  WHERE :unique_key IS NOT NULL AND u.key = :unique_key
    AND u.scope = iif(:pool = '', 'session:' || :sid, 'pool:' || :pool);
+-- step: run
+INSERT INTO submissions (sid, key, hash, tid, created_at)
+SELECT :sid, :key, :hash, :tid, :now WHERE :key IS NOT NULL;
+-- step: stop
+SELECT 1;
+-- section
 -- step: expect session_unknown
 SELECT s.head AS event_id, s.salt, s.link, s.open,
        (SELECT ifnull(max(tid), 0) + 1 FROM tasks) AS tid,
@@ -480,9 +486,8 @@ SELECT 1 FROM works WHERE wid = :wid AND broken IS NOT NULL;
 <<terminal>>
 
 -- program: fail tid token hash code message retryable fingerprint poison due_mono due_at fault_work breaker_tasks breaker_since_mono now_mono probe_ms now
--- RUNNING to RETRY_WAIT while budget is left, to DEAD_LETTER when it is used up or the failure is
--- poison, to FAILED when it is not retryable, to SUSPENDED when it left an effect that nobody knows
--- of. The same fingerprint of one work (fault_work) in breaker_tasks tasks opens its breaker (Q-7).
+-- RUNNING to FAILED when it is not retryable, to DEAD_LETTER when the budget is used up or the failure
+-- is poison, to SUSPENDED when it left an effect that nobody knows of, else to RETRY_WAIT. The same fingerprint of one work (fault_work) in breaker_tasks tasks opens its breaker (Q-7).
 -- returns: state event_id failures
 -- step: stop
 SELECT ended_state AS state, end_event AS event_id, failures FROM tasks
@@ -494,14 +499,14 @@ SELECT ended_state AS state, end_event AS event_id, failures FROM tasks
 SELECT failures + :retryable AS failures,
        iif(fingerprint IS :fingerprint, repeats + 1, 1) AS repeats,
        CASE WHEN :retryable = 0 THEN 'FAILED'
-            WHEN :suspending_count > 0 THEN 'SUSPENDED'
             WHEN failures + 1 >= max_attempts THEN 'DEAD_LETTER'
             WHEN fingerprint = :fingerprint AND repeats + 1 >= :poison THEN 'DEAD_LETTER'
+            WHEN :suspending_count > 0 THEN 'SUSPENDED'
             ELSE 'RETRY_WAIT' END AS state,
        CASE WHEN :retryable = 0 THEN :code
-            WHEN :suspending_count > 0 THEN 'effect_unknown'
             WHEN failures + 1 >= max_attempts THEN 'attempts_exhausted'
             WHEN fingerprint = :fingerprint AND repeats + 1 >= :poison THEN 'poison'
+            WHEN :suspending_count > 0 THEN 'effect_unknown'
             ELSE :code END AS reason
   FROM tasks WHERE tid = :tid;
 -- step: run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from goclaw.core.records import Call, Done, Failed, Retryable, Succeeded, Terms
 from goclaw.core.states import EffectClass
 
 if TYPE_CHECKING:
-    import asyncio
     from pathlib import Path
 
     from goclaw.core.records import Attempt, Outcome
@@ -242,6 +242,77 @@ def test_calls_inside_runs_keep_the_bound_and_the_rate(home: Path) -> None:
         for start in begun:
             assert sum(start <= at < start + 15_000 for at in begun) <= 5
         assert begun[-1] - begun[0] >= 3 * 15_000
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-16", "E-1")
+@pytest.mark.parametrize("bound", ["1 at once", "2/s", "1 at once, 2/s"])
+def test_an_answer_with_more_calls_than_its_gate_lets_in_comes_to_its_end(
+    home: Path, bound: str
+) -> None:
+    house = Home(home, bounds=f"tool:far {bound}")
+    sent: list[bytes] = []
+    most = now = 0
+
+    async def run(attempt: Attempt) -> Outcome:
+        async def dispatch(key: str, cancelled: asyncio.Event) -> Done:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            await passes(50)
+            now -= 1
+            sent.append(key.encode())
+            return Done(b"1")
+
+        await attempt.perform(
+            [
+                Call("tool", "far", b"%d" % number, EffectClass.IRREVERSIBLE, dispatch)
+                for number in range(5)
+            ]
+        )
+        return Succeeded()
+
+    house.plays["run"] = run
+
+    async def main(world: World) -> None:
+        task = await world.prompt(await world.session(), "run")
+        async with asyncio.timeout(30):
+            assert await world.ended(task) == "SUCCEEDED"
+        assert len(set(sent)) == len(sent) == 5
+        assert most == (1 if "once" in bound else 2)
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-16")
+def test_a_call_that_is_not_sent_leaves_its_gate(home: Path) -> None:
+    """Its intent did not reach the disk: the slot is another's."""
+    house = Home(home, lanes=2, bounds="tool:far 1 at once")
+
+    async def run(attempt: Attempt) -> Outcome:
+        async def dispatch(key: str, cancelled: asyncio.Event) -> Done:
+            return Done(b"1")
+
+        if attempt.task.attempt == 1:
+            write = attempt._database.apply
+
+            def failing(*parts: Any, live: bool = False) -> Any:
+                attempt._database.apply = write
+                attempt._database.fail_next_commit()
+                return write(*parts, live=live)
+
+            attempt._database.apply = failing
+        await attempt.perform([Call("tool", "far", b"{}", EffectClass.KEYED, dispatch)])
+        return Succeeded()
+
+    house.plays["run"] = run
+
+    async def main(world: World) -> None:
+        task = await world.prompt(await world.session(), "run")
+        async with asyncio.timeout(60):
+            assert await world.ended(task) == "SUCCEEDED"
+        assert house.plays.begun[-1][1] == 2  # the second attempt, at once
 
     house.live(main)
 

@@ -11,7 +11,7 @@ import pytest
 from engine_support import Home, World, passes, settled
 
 from goclaw.core import limits
-from goclaw.core.errors import InvalidParams
+from goclaw.core.errors import IdempotencyConflict, InvalidParams
 from goclaw.core.records import Call, Done, Failed, Succeeded, Terms
 from goclaw.core.states import EffectClass
 from goclaw.engine.recurrence import Recurrence
@@ -293,6 +293,45 @@ def test_a_unique_task_is_there_once_until_it_has_ended(home: Path) -> None:
 # -- time-outs and deadlines ----------------------------------------------------------------------
 
 
+@pytest.mark.req("Q-12", "E-6")
+def test_the_key_of_a_submission_that_found_a_unique_task_stays_with_it(home: Path) -> None:
+    house = Home(home)
+
+    async def main(world: World) -> None:
+        session, terms = await world.session(), Terms(unique="only")
+        first = await world.tool(session, "one", terms=terms)
+        second = await world.tool(session, "two", key="mine", terms=terms)
+        assert (second.task_id, second.duplicate) == (first.task_id, True)
+        assert await world.ended(first) == "SUCCEEDED"
+        again = await world.tool(session, "two", key="mine", terms=terms)
+        assert (again.task_id, again.duplicate) == (first.task_id, True)
+        with pytest.raises(IdempotencyConflict):
+            await world.tool(session, "three", key="mine", terms=terms)
+        assert house.plays.order == ["one"]
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-13", "E-6")
+def test_a_known_key_is_answered_though_its_deadline_has_passed(home: Path) -> None:
+    house = Home(home)
+    house.plays["slow"] = _sleeping(5_000)
+
+    async def main(world: World) -> None:
+        session = await world.session()
+        terms = Terms(deadline_ms=world.clock.wall_ms() + 1_000)
+        task = await world.tool(session, "slow", key="k", terms=terms)
+        assert await world.ended(task) == "FAILED"
+        again = await world.tool(session, "slow", key="k", terms=terms)
+        assert (again.task_id, again.state, again.duplicate) == (task.task_id, "FAILED", True)
+        with pytest.raises(IdempotencyConflict):
+            await world.tool(session, "other", key="k", terms=terms)
+        with pytest.raises(InvalidParams):
+            await world.tool(session, "slow", key="new", terms=terms)
+
+    house.live(main)
+
+
 @pytest.mark.req("Q-13", "Q-7")
 def test_an_attempt_over_its_time_fails_and_is_tried_again(home: Path) -> None:
     house = Home(home, max_attempts=3, backoff_ms_min=10, backoff_ms_max=10)
@@ -330,6 +369,34 @@ def test_a_time_out_leaves_an_effect_that_nobody_knows_for_a_person(home: Path) 
         await world.until(task, "SUSPENDED")
         row = await world.engine.task(task.task_id)
         assert (row["reason"], row["failures"]) == ("effect_unknown", 1)
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-5", "E-3")
+def test_no_unknown_effect_buys_another_attempt(home: Path) -> None:
+    """The last attempt that is left fails for good; a person settles, and brings it back."""
+    house = Home(home)
+
+    async def hang(key: str, cancelled: asyncio.Event) -> Done:
+        await asyncio.get_running_loop().create_future()
+        return Done(b"1")
+
+    async def acts(attempt: Attempt) -> Outcome:
+        await attempt.perform([Call("tool", "pay", b"{}", EffectClass.IRREVERSIBLE, hang)])
+        return Succeeded()
+
+    house.plays["acts"] = acts
+
+    async def main(world: World) -> None:
+        session, terms = await world.session(), Terms(timeout_ms=2_000)
+        task = await world.tool(session, "acts", max_attempts=1, terms=terms)
+        assert await world.ended(task) == "DEAD_LETTER"
+        row = await world.engine.task(task.task_id)
+        assert (row["reason"], row["failures"]) == ("attempts_exhausted", 1)
+        await world.engine.settlement.settle(task.task_id, 0, "done", result=b"1", by="me")
+        await world.database.write("redrive", tid=task.tid, session_limit=9, now=1)
+        assert await world.ended(task) == "SUCCEEDED"
 
     house.live(main)
 

@@ -320,6 +320,8 @@ class Walk:
             elif twins := [t for t in still_open if unique is not None and t.unique == unique]:
                 assert (answer["tid"], answer["duplicate"]) == (twins[0].tid, 1)
                 assert answer.events == []
+                if key is not None:
+                    self.keys[sid, key] = (digest, twins[0].tid)
             elif sid not in self.turns:
                 assert answer.code == "session_unknown"
             elif len(still_open) >= limit:
@@ -515,10 +517,10 @@ class Walk:
             poison = fingerprint is not None and task.repeats >= POISON
             if not retryable:
                 state = "FAILED"
-            elif task.lost_sight():
-                state = "SUSPENDED"
             elif task.failures >= task.max_attempts or poison:
                 state = "DEAD_LETTER"
+            elif task.lost_sight():
+                state = "SUSPENDED"
             else:
                 state = "RETRY_WAIT"
                 task.due = due

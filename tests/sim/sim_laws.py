@@ -3,7 +3,8 @@
 Owns a second telling of SPEC 2 and 3: it is fed what the writer was asked and what it answered, in
 commit order, folds that into tasks, leases, turns, budgets and effects, and names the first thing
 that may not be. Also what is on disk after a crash is compared with it. Not in here: who asks
-(sim_story.py), how a crash is made (sim_life.py).
+(sim_story.py), how a crash is made (sim_life.py), the laws of gates (sim_gate_laws.py) and of times
+(sim_term_laws.py), which are told from here what happened.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import store_support
+from sim_broken import Broken, Part, hold
+from sim_gate_laws import GateLaws
+from sim_term_laws import TermLaws, Terms
 
 from goclaw.core.states import TERMINAL, EffectState, State, may
 from goclaw.store import rows
@@ -28,24 +32,6 @@ ENDING = frozenset({"complete", "fail", "suspend", "reclaim"})
 AT_WORST_NOTHING = frozenset({"effect_orphan"})  # goes before such a word, and does not judge it
 SETTLED = {"done": "result", "not_done": "retryable", "redo": "retryable", "fail": "unknown"}
 SENT_AGAIN = frozenset({"pure", "keyed"})
-
-
-class Broken(SystemExit):
-    """A law was broken; the text begins with its id. Nothing that catches errors holds it up."""
-
-
-def hold(condition: object, law: str, *what: object) -> None:
-    """Raise Broken unless the condition holds."""
-    if not condition:
-        raise Broken(f"{law}: " + " ".join(str(one) for one in what))
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One program of an operation, with its arguments by name."""
-
-    program: str
-    given: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -71,6 +57,9 @@ class Task:
     max_attempts: int
     on_unknown: str
     payload: bytes
+    work: str
+    parent: Task | None
+    terms: Terms
     state: str | None = None
     reason: str = ""
     attempt: int = 0
@@ -89,12 +78,18 @@ class Task:
     effects: dict[int, Effect] = field(default_factory=dict)
     open_approvals: set[str] = field(default_factory=set)
     signals: set[str] = field(default_factory=set)
+    dropped: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """It has not ended."""
+        return self.state not in TERMINAL
 
     @property
     def nobody_knows(self) -> bool:
         """It waits for a person, for an effect that only a person can settle."""
         return self.on_unknown == "suspend" and any(
-            effect.state in (EffectState.UNKNOWN, EffectState.INTENT)
+            effect.state == EffectState.UNKNOWN
             and (effect.effect_class == "irreversible" or self.pool != "")
             for effect in self.effects.values()
         )
@@ -115,9 +110,12 @@ class Session:
 class Laws:
     """Everything that is durable, as the world outside may know it."""
 
-    def __init__(self, *, session_limit: int, crash_budget: int, poison: int, lanes: int) -> None:
-        self.session_limit, self.crash_budget = session_limit, crash_budget
-        self.poison, self.lanes = poison, lanes
+    def __init__(
+        self, *, session_limit: int, total_limit: int, crash_budget: int, poison: int
+    ) -> None:
+        self.session_limit, self.total_limit = session_limit, total_limit
+        self.crash_budget, self.poison = crash_budget, poison
+        self.gates, self.terms = GateLaws(), TermLaws()
         self.sessions: dict[int, Session] = {}
         self.tasks: dict[int, Task] = {}
         self.by_id: dict[str, Task] = {}
@@ -127,6 +125,7 @@ class Laws:
         self.answers: dict[str, set[bytes]] = {}
         """What tools really answered, by effect key: nothing else may stand in a journal."""
         self.asked_to_cancel: set[str] = set()
+        self._events: list[Event] = []
         self.stopping = False
         """A SIGTERM is being obeyed: from here on the daemon's own leases cost nobody anything."""
 
@@ -143,12 +142,19 @@ class Laws:
             live = [self._is_live(part, mono) for part in parts if "token" in part.given]
             hold(not all(live), "Q-4", "a live lease was refused", parts[0].program)
         elif code == "queue_full":
-            session = self.sessions[parts[0].given["sid"]]
+            given = parts[0].given
+            sid = given["sid"] if "sid" in given else self.tasks[given["tid"]].sid
+            session = self.sessions[sid]
             hold(session.open >= self.session_limit, "Q-10", "refused with room left", session.open)
         elif code == "idempotency_conflict" and parts[0].program == "enqueue":
             given = parts[0].given
             known = self.keys.get((given["sid"], given["key"]))
             hold(known and known[0] != given["hash"], "E-5", "a conflict with nothing")
+        elif code == "illegal_transition" and parts[0].program == "redrive":
+            task = self.tasks[parts[0].given["tid"]]
+            could = task.state in (State.FAILED, State.DEAD_LETTER) and not task.dropped
+            taken = self.terms.is_taken(task.terms.unique)
+            hold(not could or taken, "Q-7", "a redrive was refused", task.task_id, task.state)
         elif code == "constraint":
             raise Broken(f"Q-1: {parts[0].program} broke a constraint of the schema")
 
@@ -156,6 +162,7 @@ class Laws:
         self, parts: list[Part], returns: list[dict[str, Any]], events: list[Event], mono: int
     ) -> None:
         """An operation is on disk."""
+        self._events = events
         for part, returned in zip(parts, returns, strict=True):
             self._before(part, returned, events, mono)
         for event in events:
@@ -182,6 +189,10 @@ class Laws:
         given = part.given
         if part.program == "enqueue":
             self._enqueue(given, returned)
+        elif part.program == "recur" and returned["tid"] is not None:
+            self._recur(given, returned["tid"])
+        elif part.program == "schedule" and returned["tid"] is not None:
+            self.terms.recurs(self.tasks[returned["tid"]], given["misfire"])
         elif part.program == "session_new" and not returned["duplicate"]:
             sid = returned["sid"]
             hold(sid not in self.sessions, "I-2", "two sessions with one number", sid)
@@ -219,29 +230,59 @@ class Laws:
             hold(digest == given["hash"], "E-5", "another request under a key was taken", scope)
             hold(returned["duplicate"] and returned["tid"] == task.tid, "E-6", "ran anew", scope)
             return
+        other = self.terms.is_taken(self.terms.unique_of(given))
+        if other is not None:
+            hold(returned["tid"] == other.tid, "Q-12", "two unique tasks", other.task_id)
+            hold(returned["duplicate"], "Q-12", "a known one was called new", other.task_id)
+            if given["key"] is not None:
+                self.keys[scope] = (given["hash"], other)
+            return
         hold(not returned["duplicate"], "E-6", "a new submission was called a duplicate", scope)
-        session = self.sessions[given["sid"]]
-        hold(session.open < self.session_limit, "Q-10", "accepted beyond the bound")
-        tid = returned["tid"]
-        hold(tid not in self.tasks, "I-3", "a task's number was given again", tid)
+        hold(self.sessions[given["sid"]].open < self.session_limit, "Q-10", "beyond the bound")
+        hold(self.open < self.total_limit, "Q-10", "beyond the bound of all:", self.open)
+        parent = self.tasks[given["parent_tid"]] if given["parent_tid"] is not None else None
         task = Task(
-            tid, given["sid"], given["task_id"], given["run_id"], given["pool"], given["kind"],
-            not given["parallel"], given["max_attempts"], given["on_unknown"],
-            given["payload"],
+            returned["tid"], given["sid"], given["task_id"], given["run_id"], given["pool"],
+            given["kind"], not given["parallel"], given["max_attempts"], given["on_unknown"],
+            given["payload"], given["work"], parent, self.terms.accepted(given),
         )  # fmt: skip
-        self.tasks[tid] = self.by_id[task.task_id] = task
-        session.line.append(task)
+        self._arrives(task)
+        self.terms.takes_key(task)
         if given["key"] is not None:
             self.keys[scope] = (given["hash"], task)
+
+    def _recur(self, given: dict[str, Any], tid: int) -> None:
+        """The next occurrence, as the last one."""
+        last = self.tasks[given["last_tid"]]
+        terms = Terms(given["due_at"], last.terms.timeout_ms, None, None)
+        task = Task(
+            tid, last.sid, given["task_id"], given["run_id"], last.pool, last.kind, last.serial,
+            last.max_attempts, last.on_unknown, last.payload, last.work, None, terms,
+        )  # fmt: skip
+        self._arrives(task)
+        self.terms.followed(last, task, given["due_at"])
+
+    def _arrives(self, task: Task) -> None:
+        hold(task.tid not in self.tasks, "I-3", "a task's number was given again", task.tid)
+        self.tasks[task.tid] = self.by_id[task.task_id] = task
+        self.sessions[task.sid].line.append(task)
 
     def _after(self, part: Part, returned: dict[str, Any], mono: int) -> None:
         given = part.given
         match part.program:
-            case "claim" | "claim_sessions" if returned["tid"] is not None:
+            case "claim" | "claim_interactive" if returned["tid"] is not None:
                 task, token = self.tasks[returned["tid"]], given["token"]
                 hold(token not in self.tokens, "Q-3", "a token was used before")
                 self.tokens.add(token)
                 task.token, task.until = token, given["lease_until_mono"]
+                self.terms.claimed(task, given["now_mono"])
+                same = [one for one in self.tasks.values() if one.work == task.work]
+                running = sum(one.state == State.RUNNING for one in same)
+                self.gates.began(task.work, running, mono)
+            case "gate_pass" if returned["until_mono"] is None:
+                self.gates.passed(given["work"], given["now_mono"])
+            case "gate_mend" if returned["wid"] is not None:
+                self.gates.went_well(given["work"])
             case "heartbeat":
                 task = self.tasks[given["tid"]]
                 task.until = max(task.until, given["lease_until_mono"])
@@ -255,7 +296,7 @@ class Laws:
     # -- events ----------------------------------------------------------------------------------
 
     def _event(self, event: Event, parts: list[Part], mono: int) -> None:
-        sid, event_id, _, kind, _, run_id, task_id, attempt, _, payload = event
+        sid, event_id, _, kind, at, run_id, task_id, attempt, _, payload = event
         session = self.sessions[sid]
         hold(event_id == len(session.log) + 1, "I-2", f"event {event_id} after {len(session.log)}")
         session.log.append(event)
@@ -265,7 +306,7 @@ class Laws:
         hold((task.sid, task.run_id) == (sid, run_id), "Q-2", "ids that do not belong together")
         fields = orjson.loads(payload)
         if kind.startswith("task."):
-            self._step(session, task, kind, attempt, fields, parts)
+            self._step(session, task, kind, attempt, fields, parts, at)
             return
         hold(attempt == task.attempt, "Q-2", kind, "of attempt", attempt, "not", task.attempt)
         if kind.startswith("effect."):
@@ -275,6 +316,19 @@ class Laws:
         elif kind == "signal.received":
             hold(fields["name"] not in task.signals, "E-9", "a second signal of one name")
             task.signals.add(fields["name"])
+        elif kind == "schedule.due":
+            self.terms.due(task, at)
+            session.line.remove(task)
+            session.line.append(task)
+        elif kind == "schedule.missed":
+            self.terms.missed(task, fields["dueAt"], at)
+        elif kind == "breaker.opened":
+            breaker = self.gates.works[fields["work"]].breaker
+            named = breaker is not None and breaker.fingerprint == fields["fingerprint"]
+            hold(named, "Q-7", "another breaker opened:", fields)
+        elif kind == "dead_letter.dropped":
+            hold(task.state == State.DEAD_LETTER and not task.dropped, "Q-7", "dropped what?")
+            task.dropped = True
         elif kind == "run.ended":
             task.runs_ended += 1
             hold(task.runs_ended == task.ends, "Q-2", "run.ended without an end", task.task_id)
@@ -288,6 +342,7 @@ class Laws:
         attempt: int,
         fields: dict[str, Any],
         parts: list[Part],
+        at: int,
     ) -> None:
         """One transition (Q-1, Q-2)."""
         source, target = fields["from"], fields["to"]
@@ -307,14 +362,22 @@ class Laws:
             session.open += 1
             task.lives += 1
             if source is not None:
+                hold(not task.dropped, "Q-7", "a dropped one comes back", task.task_id)
+                self.terms.takes_key(task)
                 task.failures = task.crashes = task.repeats = 0
                 task.fingerprint = None
                 session.line.remove(task)
                 session.line.append(task)
         task.state, task.reason = target, fields["reason"]
+        if target == State.SUCCEEDED:
+            self.gates.went_well(task.work)
+            hold(not self.children(task), "Q-9", task.task_id, "ended before its sub-task")
         if target in TERMINAL:
             asked = target != State.CANCELED or task.task_id in self.asked_to_cancel
-            hold(asked, "G-4", "canceled, and nobody asked for it:", task.task_id)
+            orphan = fields["reason"] == "parent_ended" and task.parent and not task.parent.is_open
+            hold(asked or orphan, "G-4", "canceled, and nobody asked for it:", task.task_id)
+            expired = any(part.program == "expire" for part in parts)
+            self.terms.ended(task, fields["reason"], at if expired else None)
             if source != State.RUNNING:
                 task.ended = None
             task.ends += 1
@@ -324,6 +387,10 @@ class Laws:
             if session.turn is task:
                 session.turn = None
 
+    def children(self, task: Task) -> list[Task]:
+        """Its sub-tasks that have not ended."""
+        return [one for one in self.tasks.values() if one.parent is task and one.is_open]
+
     def _claimed(self, session: Session, task: Task) -> None:
         task.attempt += 1
         task.crashes += 1  # reserved (Q-5)
@@ -331,7 +398,10 @@ class Laws:
             return
         hold(session.turn in (None, task), "Q-9", "two serial tasks of a session at once")
         if session.turn is None:
-            waiting = [one for one in session.line if one.serial and one.state not in TERMINAL]
+            waiting = [
+                one for one in session.line
+                if one.serial and one.is_open and one.terms.held_until is None
+            ]  # fmt: skip
             hold(waiting[0] is task, "Q-9", task.task_id, "before", waiting[0].task_id)
             session.turn = task
 
@@ -340,7 +410,7 @@ class Laws:
         task.token, task.until = None, 0
         part = next(
             part for part in parts
-            if part.program in ENDING | {"cancel"}
+            if part.program in ENDING | {"cancel", "expire"}
             and part.given["tid"] in (None, task.tid)
         )  # fmt: skip
         said = part.given.get("hash")
@@ -370,18 +440,25 @@ class Laws:
         if not given["retryable"]:
             hold(target == State.FAILED, "Q-7", "not retryable, and", target)
             return
+        if given["code"] == "attempt_timeout":
+            self.terms.timed_out(task, given["now_mono"])
+        if given["fingerprint"] is not None:
+            opened = any(event[3] == "breaker.opened" for event in self._events)
+            self.gates.failed(
+                given["fault_work"] or task.work, given["fingerprint"], task.tid,
+                given["now_mono"], opened=opened,
+            )  # fmt: skip
         task.failures += 1
         hold(fields["failures"] == task.failures, "Q-5", "failures", fields["failures"])
-        if target == State.SUSPENDED:
-            hold(task.nobody_knows, "E-3", "suspended, and everything is known", task.task_id)
         same = given["fingerprint"] == task.fingerprint
         task.repeats = task.repeats + 1 if same else 1
         poison = given["fingerprint"] is not None and same and task.repeats >= self.poison
         dead = poison or task.failures >= task.max_attempts
         task.fingerprint = given["fingerprint"]
-        if target != State.SUSPENDED:
-            hold((target == State.DEAD_LETTER) == dead, "Q-5", target, "at", task.failures)
-            hold(target in (State.DEAD_LETTER, State.RETRY_WAIT), "Q-7", target)
+        hold((target == State.DEAD_LETTER) == dead, "Q-5", target, "at", task.failures)
+        if not dead:
+            due = State.SUSPENDED if task.nobody_knows else State.RETRY_WAIT
+            hold(target == due, "E-3", task.task_id, "is", target, "and not", due)
 
     def _effect(self, task: Task, kind: str, fields: dict[str, Any], parts: list[Part]) -> None:
         """The journal (E-1 to E-5)."""
@@ -439,8 +516,14 @@ class Laws:
         hold(set(table) == set(self.tasks), "I-3", "tasks on disk:", sorted(table))
         for tid, task in self.tasks.items():
             row = table[tid]
-            folded = (task.state, task.attempt, task.failures, task.crashes)
-            stored = tuple(row[name] for name in ("state", "attempt", "failures", "crashes"))
+            folded = (
+                task.state, task.attempt, task.failures, task.crashes, task.dropped,
+                task.terms.held_until is not None, task.terms.deadline_at,
+            )  # fmt: skip
+            stored = (
+                *(row[name] for name in ("state", "attempt", "failures", "crashes")),
+                row["dropped_at"] is not None, bool(row["held"]), row["deadline_at"],
+            )  # fmt: skip
             hold(folded == stored, "I-2", task.task_id, "is", stored, "and its events say", folded)
         leases = {tid: (token, until) for tid, token, _, until, *_ in _fetch(file, "live_tasks")}
         folded_leases = {
@@ -451,6 +534,7 @@ class Laws:
         hold(leases == folded_leases, "I-1", "leases on disk:", leases, "folded:", folded_leases)
         for task in self.tasks.values():
             self._journal(file, task)
+        self.terms.chains_go_on()
 
     def _journal(self, file: apsw.Connection, task: Task) -> None:
         for row in _rows(file, "effects_of_task", tid=task.tid):
@@ -462,9 +546,19 @@ class Laws:
             assert effect is not None
             hold(effect.state == state, "I-2", task.task_id, ordinal, state, "not", effect.state)
             # 0 and 1: a tool's own word. Later ones are said in its place.
-            if state == EffectState.RESULT and row["failed"] < 2:
+            if state == EffectState.RESULT and row["name"] == "delegate":
+                self._told(task, row)
+            elif state == EffectState.RESULT and row["failed"] < 2:
                 known = self.answers.get(row["key"], set())
                 hold(row["result"] in known, "I-4", "a result nobody gave", task.task_id, ordinal)
+
+    def _told(self, task: Task, row: dict[str, Any]) -> None:
+        """What a run was told of its sub-task is of its own one, which has ended (Q-9)."""
+        told = orjson.loads(row["result"])
+        if "runId" in told:
+            child = self.by_id.get("task_" + told["runId"].removeprefix("run_"))
+            hold(child and child.parent is task and child.ends, "I-4", "told of", told["runId"])
+            hold(told["state"] in TERMINAL, "I-4", "an end that is none:", told["state"])
 
 
 def _fetch(file: apsw.Connection, query: str, **arguments: Any) -> list[tuple[Any, ...]]:

@@ -16,11 +16,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from engine_support import Stuck, VirtualLoop
-from sim_laws import Broken, Part
+from sim_broken import Broken, Part
 
 from goclaw import _fast
 from goclaw._pure import writer as twin
-from goclaw.core import faults
+from goclaw.core import faults, limits
 from goclaw.engine import runtime
 from goclaw.store import database_files
 
@@ -57,6 +57,10 @@ class Remembered:
 
 
 REMEMBERED = Remembered()
+
+
+SHORTER = {"BREAKER_PROBE_MS": 30, "BREAKER_PROBE_MS_MAX": 120, "GATE_WAIT_MS": 20}
+"""A story lasts a second: what would take longer by itself."""
 
 
 class Killed(SystemExit):
@@ -282,6 +286,9 @@ def installed(life: Life, kernel_boot: str) -> Iterator[None]:
     twin._written = REMEMBERED.written
     log, lines = logging.getLogger("goclaw"), _Lines(life)
     quiet = log.propagate, log.level
+    waits = {name: getattr(limits, name) for name in SHORTER}
+    for name, shorter in SHORTER.items():
+        setattr(limits, name, shorter)
     _fast.open_writer, runtime.boot_id = life.open_writer, lambda: kernel_boot
     faults._armed, faults._strike = {}, life.passed
     log.addHandler(lines)
@@ -292,6 +299,8 @@ def installed(life: Life, kernel_boot: str) -> Iterator[None]:
     finally:
         _fast.open_writer, runtime.boot_id, faults._armed, faults._strike = saved
         twin.Writer._describe, twin._written = plain
+        for name, wait in waits.items():
+            setattr(limits, name, wait)
         log.removeHandler(lines)
         log.propagate = quiet[0]
         log.setLevel(quiet[1])

@@ -10,13 +10,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sim_laws import hold
+from sim_broken import hold
 
 from goclaw.core.records import Failed
 from goclaw.core.states import EffectClass
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterator, Set
 
     from sim_laws import Laws
 
@@ -34,6 +35,7 @@ class Step:
     question: bool = False
     rude: bool = False
     shared: str | None = None
+    child: Plan | None = None
 
     @property
     def effects(self) -> int:
@@ -56,17 +58,33 @@ class Plan:
     @property
     def busy_ms(self) -> int:
         """The longest it takes when nothing goes wrong."""
-        return sum(step.ms + 60 * step.count for step in self.steps)
+        below = sum(step.child.busy_ms + 100 for step in self.steps if step.child is not None)
+        return below + sum(step.ms + 60 * step.count for step in self.steps)
+
+    def family(self) -> Iterator[Plan]:
+        """It and the plans of its sub-tasks."""
+        yield self
+        for step in self.steps:
+            if step.child is not None:
+                yield from step.child.family()
 
 
-def draw_plan(chance: random.Random, name: str, *, external: bool) -> Plan:
+def draw_plan(
+    chance: random.Random, name: str, tastes: Set[str], *, external: bool, depth: int = 0
+) -> Plan:
     """A plan of up to four steps."""
     steps = []
     for _ in range(chance.choice((0, 1, 1, 2, 2, 3, 4))):
         kinds = ["work", "call", "call", "call", "calls"]
         if not external:
             kinds += ["think", "think", "sleep", "signal", "ask"]
+            if "subtasks" in tastes and depth < 2:
+                kinds += ["child", "child"]
         kind = chance.choice(kinds)
+        child = None
+        if kind == "child":
+            below = f"{name}.{len(steps)}"
+            child = draw_plan(chance, below, tastes, external=False, depth=depth + 1)
         steps.append(
             Step(
                 kind,
@@ -76,14 +94,17 @@ def draw_plan(chance: random.Random, name: str, *, external: bool) -> Plan:
                 question=kind == "ask",
                 rude=chance.random() < 0.1,
                 shared=chance.choice(("a", "b")) if chance.random() < 0.05 else None,
+                child=child,
             )
         )
     ends: list[Failed | None] = []
-    while chance.random() < 0.25:
+    # What several fail of in the same way opens a breaker: not everybody's taste.
+    prints = ("x", "y", None) if "breaker" in tastes else (f"x of {name}", f"y of {name}", None)
+    while chance.random() < (0.5 if "breaker" in tastes or "redrive" in tastes else 0.25):
         ends.append(
             Failed(
                 "planned", "as the plan says", retryable=chance.random() < 0.8,
-                fingerprint=chance.choice(("x", "y", None)),
+                fingerprint=chance.choice(prints),
                 retry_after_ms=chance.choice((None, None, 0, 30)),
             )
         )  # fmt: skip

@@ -11,36 +11,50 @@ import asyncio
 import contextlib
 import random
 import shutil
-from dataclasses import dataclass
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import store_support
 from engine_support import VirtualClock, World, passes
-from sim_laws import Broken, Laws, hold, obey
+from sim_broken import Broken, hold
+from sim_errands import (
+    MINUTE_MS,
+    TOOLS,
+    Errand,
+    draw_bounds,
+    draw_queue,
+    draw_tastes,
+    draw_terms,
+)
+from sim_laws import Laws, obey
 from sim_life import Doom, Life, installed, run
 from sim_plans import Plan, Sink, draw_plan
-from sim_worker import POOL, Worker
+from sim_worker import LET_IN, POOL, Worker
 
 from goclaw.core import faults, limits
+from goclaw.core.config import parse_bounds
 from goclaw.core.errors import (
     AlreadyResolved,
     IdempotencyConflict,
     IllegalTransition,
+    InvalidParams,
     LeaseLost,
     QueueFull,
     ShuttingDown,
     StorageFailed,
     UnknownId,
 )
-from goclaw.core.records import Accepted, Call, Done, Retryable, Succeeded, Unclear
+from goclaw.core.records import Accepted, Call, Child, Done, Retryable, Succeeded, Unclear
 from goclaw.core.states import TERMINAL, EffectClass, EffectState, State
+from goclaw.engine.dead_letters import Verb
 from goclaw.store.schema import NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator, Set
     from pathlib import Path
 
+    from sim_laws import Task
     from sim_plans import Step
 
     from goclaw.core.records import Attempt, Outcome, Session, Stream
@@ -50,47 +64,31 @@ FATES = ("busy", "failed", "unclear", "silent", "reset", "bug", "hangs")
 DAY_MS = 86_400_000
 
 
-@dataclass(slots=True)
-class Errand:
-    """A submission a client wants done: it asks until it was told."""
-
-    session: int
-    form: str
-    plan: str
-    key: str | None
-    priority: int
-    told: tuple[str, str] | None = None
-    tries: int = 0
-
-
 class Story:
     """Everything that happens under one seed. ``run`` raises Broken with the first broken law."""
 
     def __init__(
-        self, seed: int, folder: Path, *, build: str = "native", calm: bool = True
+        self,
+        seed: int,
+        folder: Path,
+        *,
+        build: str = "native",
+        calm: bool = True,
+        tastes: Set[str] = frozenset(),
     ) -> None:
         self.seed, self.folder, self.build, self.calm_at_last = seed, folder, build, calm
         self.trace: list[tuple[Any, ...]] = []
         self.chance = chance = random.Random(f"{seed} people")
         self.clock = VirtualClock(seed)
-        self.queue = {
-            "lanes": chance.choice((1, 2, 3)),
-            "lease_ms": chance.choice((60, 150, 400)),
-            "backoff_ms_min": chance.choice((5, 20)),
-            "backoff_ms_max": chance.choice((20, 100, 400)),
-            "crash_budget": chance.choice((1, 2, 3, 4)),
-            "max_attempts": chance.choice((1, 2, 3, 4)),
-            "poison": chance.choice((2, 3)),
-            "session_limit": chance.choice((3, 5, 20)),
-            "aging_factor": chance.choice((1, 2, 16)),
-        }
+        self.tastes = draw_tastes(chance, tastes)
+        self.queue = draw_queue(chance, self.tastes)
         self.hurry = chance.choice((0.0, 0.2, 0.5))
         self.failing = chance.choice((0.0, 0.0, 0.02, 0.1))
         self.slow = chance.choice((0.0, 0.05, 0.3))
         self.trouble = chance.choice((0.0, 0.2, 0.5))  # of tools
         self.laws = Laws(
-            session_limit=self.queue["session_limit"], crash_budget=self.queue["crash_budget"],
-            poison=self.queue["poison"], lanes=self.queue["lanes"],
+            session_limit=self.queue["session_limit"], total_limit=self.queue["total_limit"],
+            crash_budget=self.queue["crash_budget"], poison=self.queue["poison"],
         )  # fmt: skip
         self.sink = Sink(self.laws)
         self.plans: dict[str, Plan] = {}
@@ -105,7 +103,11 @@ class Story:
         self._published: dict[int, int] = {}
         self.lives = 0
         self.life: Life = None  # type: ignore[assignment]
-        self._running = 0
+        self._running: Counter[str] = Counter()
+        """Attempts in this life's lanes, by their task's kind."""
+        self._calls: Counter[str] = Counter()
+        """Calls under way in this life, by the tool's name; of runs, which come to its gate."""
+        self._bounds = "none"
 
     # -- lives -----------------------------------------------------------------------------------
 
@@ -133,7 +135,11 @@ class Story:
             failing=0.0 if self.calm else self.failing, slow=0.0 if self.calm else self.slow,
         )  # fmt: skip
         self.laws.stopping = False
-        self._running = 0
+        self._running.clear()
+        self._calls.clear()
+        if self.lives == 1 or self.chance.random() < 0.3:
+            self._bounds = draw_bounds(self.chance, self.tastes)
+        self.laws.gates.configured(parse_bounds(self._bounds), self.clock.mono_ms())
         self._thaw.clear()
         self.sink.on_the_way.clear()
         self.note("life", self.lives, "of kernel", self.kernel)
@@ -143,7 +149,8 @@ class Story:
                 self.clock,
                 self,
                 boot=f"boot{self.lives}",
-                **self.queue,  # type: ignore[arg-type]
+                bounds=self._bounds,
+                **self.queue,
             )
             life.database = world.database
             try:
@@ -238,18 +245,26 @@ class Story:
 
     def _between_lives(self) -> None:
         """Nobody runs; the machine may be booted, clocks may be set."""
-        self.clock.ns += self.chance.choice((0, 1, 50, 1_000)) * 1_000_000
+        long_ms = self.chance.choice((1, 2, 3)) * MINUTE_MS if "recurring" in self.tastes else 1_000
+        self.clock.ns += self.chance.choice((0, 1, 50, long_ms)) * 1_000_000
         match self.chance.randrange(8):
             case 0:
                 self.kernel += 1
-                self.clock.wall_offset_ms += self.clock.mono_ms() - 5
+                before = self.clock.mono_ms()
+                self.clock.wall_offset_ms += before - 5
                 self.clock.ns = 5_000_000
+                self.laws.gates.booted(before, self.clock.mono_ms())
                 self.note("REBOOT, kernel", self.kernel)
                 for worker in self.workers:
                     worker.die()
             case 1:
-                self.clock.wall_offset_ms += self.chance.choice((-DAY_MS, DAY_MS + 1, 3_600_000))
-                self.note("the wall clock is set")
+                self._set_the_clock(self.chance.choice((-DAY_MS, DAY_MS + 1, 3_600_000)))
+
+    def _set_the_clock(self, jump_ms: int) -> None:
+        if "recurring" in self.tastes and abs(jump_ms) > MINUTE_MS:
+            jump_ms = 2 * MINUTE_MS if jump_ms > 0 else -MINUTE_MS  # a day has many occurrences
+        self.clock.wall_offset_ms += jump_ms
+        self.note("the wall clock jumps by", jump_ms)
 
     def _look(self, home: Path) -> None:
         """What is on disk, read by nobody that wrote it."""
@@ -284,7 +299,7 @@ class Story:
                 self.note("client", number, "was told", error.code)
 
     async def _act(self, world: World) -> None:
-        match self.chance.choice("ssssssrrkcccgaajtx"):
+        match self.chance.choice("ssssssrrkcccgaajtx" + "dddd" * ("redrive" in self.tastes)):
             case "s":
                 await self._submit(world, self._errand())
             case "r" if self.errands:
@@ -298,22 +313,32 @@ class Story:
             case "a":
                 await self._answer(world)
             case "j":
-                jump = self.chance.choice((-5_000, 5_000, DAY_MS + 1, -DAY_MS))
-                self.clock.wall_offset_ms += jump
-                self.note("the wall clock jumps by", jump)
+                nearly = MINUTE_MS - self.clock.wall_ms() % MINUTE_MS - 20
+                self._set_the_clock(
+                    self.chance.choice((-5_000, 5_000, DAY_MS + 1, -DAY_MS, nearly, nearly))
+                )
+                if self.chance.random() < 0.7:  # the minute is over after which timers look again
+                    world.engine._schedules.look_again()
             case "t":
                 await self._settle(world)
             case "x":
                 await self._reclaim_too_soon(world)
+            case "d":
+                await self._move(world)
 
     def _errand(self) -> Errand:
         form = self.chance.choice(("prompt", "prompt", "tool", "parallel", "pool", "pool"))
         if form == "pool" and not self.workers:
             form = "tool"
         name = f"t{len(self.plans)}"
-        self.plans[name] = draw_plan(self.chance, name, external=form == "pool")
+        plan = draw_plan(self.chance, name, self.tastes, external=form == "pool")
+        self.plans |= {one.name: one for one in plan.family()}
         key = f"key {name}" if self.chance.random() < 0.7 else None
         errand = Errand(self.chance.randrange(3), form, name, key, self.chance.choice((0, 5, 5, 9)))
+        if form != "prompt":
+            errand.tool = self.chance.choice(TOOLS)
+            now = self.clock.wall_ms()
+            errand.terms = draw_terms(self.chance, self.tastes, now=now, busy_ms=plan.busy_ms)
         if key is not None:
             self.errands.append(errand)
         return errand
@@ -322,31 +347,28 @@ class Story:
         session = self.sessions[errand.session]
         errand.tries += 1
         self.note("submits", errand.plan, errand.form, errand.key)
-        accepted = await self._send(world, session, errand, errand.plan)
+        try:
+            accepted = await self._send(world, session, errand, errand.plan)
+        except InvalidParams as error:
+            late = errand.terms.deadline_ms is not None
+            hold(late and errand.told is None, "E-6", "a known key was refused:", error)
+            return
         told = (accepted.task_id, accepted.run_id)
         hold(told[0] in self.laws.by_id, "I-3", "acknowledged before it was on disk", told)
         hold(errand.told in (None, told), "E-6", "the same key, another task", told)
         errand.told = told
 
     async def _send(self, world: World, session: Session, errand: Errand, plan: str) -> Accepted:
-        match errand.form:
-            case "prompt":
-                return await world.prompt(session, plan, key=errand.key)
-            case "pool":
-                return await world.intake.submit_work(
-                    session,
-                    POOL,
-                    {"plan": plan},
-                    key=errand.key,
-                    client="me",
-                    origin="unix",
-                    priority=errand.priority,
-                )
-            case form:
-                return await world.tool(
-                    session, plan, key=errand.key, parallel=form == "parallel",
-                    priority=errand.priority,
-                )  # fmt: skip
+        how: dict[str, Any] = {"key": errand.key, "client": "me", "origin": "unix"}
+        if errand.form == "prompt":
+            return await world.prompt(session, plan, key=errand.key)
+        how |= {"priority": errand.priority, "terms": errand.terms}
+        if errand.form == "pool":
+            return await world.intake.submit_work(session, POOL, {"plan": plan}, **how)
+        parallel = errand.form == "parallel"
+        return await world.intake.submit_tool(
+            session, errand.tool, {"plan": plan}, parallel=parallel, **how
+        )
 
     async def _conflict(self, world: World) -> None:
         """A known key for something else: refused, and nothing ran."""
@@ -356,7 +378,7 @@ class Story:
         errand = self.chance.choice(known)
         try:
             await self._send(world, self.sessions[errand.session], errand, f"not {errand.plan}")
-        except IdempotencyConflict:
+        except (IdempotencyConflict, InvalidParams):
             return
         raise Broken(f"E-5: another request under the key {errand.key} was accepted")
 
@@ -373,6 +395,29 @@ class Story:
             hold(task.state in TERMINAL, "Q-11", "not finished at all")
         else:
             hold(task.state == State.CANCELED, "Q-11", receipt.outcome, "and", task.state)
+
+    async def _move(self, world: World) -> None:
+        """An operator looks at the dead letters: back into the queue, or away with them."""
+        given_up = [
+            task for task in self.laws.tasks.values()
+            if task.state in (State.FAILED, State.DEAD_LETTER)
+        ]  # fmt: skip
+        if not given_up:
+            return
+        task = self.chance.choice(given_up)
+        verb = self.chance.choice((Verb.REDRIVE, Verb.REDRIVE, Verb.REDRIVE, Verb.DROP))
+        self.note(verb, task.task_id)
+        letters = world.engine.dead_letters
+        if task.fingerprint is not None and self.chance.random() < 0.2:
+            await letters.move_all(verb, task.fingerprint, decide=lambda _task: LET_IN)
+            return
+        lives = task.lives
+        try:
+            await letters.move(verb, task.task_id, decide=lambda _task: LET_IN)
+        except (IllegalTransition, UnknownId):
+            return
+        done = task.dropped if verb is Verb.DROP else task.lives > lives
+        hold(done, "Q-7", "acknowledged, and it is not so:", verb, task.task_id)
 
     async def _reclaim_too_soon(self, world: World) -> None:
         """Somebody looked at the leases, and was slow: by now they are alive (again)."""
@@ -438,7 +483,7 @@ class Story:
 
     async def _calm(self, world: World) -> None:
         """No more faults: all work ends within lease, backoff cap and its own time."""
-        began = self.clock.mono_ms()
+        began = calm_since = self.clock.mono_ms()
         crew = self._crew(world)
         for errand in self.errands:
             await self._submit_at_last(world, errand)
@@ -446,10 +491,15 @@ class Story:
         bound = (
             2 * self.queue["lease_ms"] + self.queue["backoff_ms_max"] + 2_000
             + (limits.BUSY_MS_MAX if self.failing else 0)
-            + sum(self.plan_of(task.payload).busy_ms for task in open_tasks)
+            + sum(self._patience(task) for task in open_tasks)
         )  # fmt: skip
+        slack = 1_500 + (limits.BUSY_MS_MAX if self.failing else 0)
         while self.laws.open:
             await passes(20)
+            await self._end_what_recurs(world)
+            if self._all_may_begin(world):
+                calm_since = self.clock.mono_ms()
+            await self._no_orphans(began + slack)
             await self._answer(world)
             await self._settle(world)
             for task in list(self.laws.tasks.values()):
@@ -461,9 +511,52 @@ class Story:
                 for task in self.laws.tasks.values() if task.state not in TERMINAL
             ]  # fmt: skip
             hold(took < bound, "liveness", f"after {took} of {bound} ms:", left)
+            now, mono = self.clock.wall_ms(), self.clock.mono_ms()
+            if mono - calm_since > slack:
+                tasks = [task for task in self.laws.tasks.values() if task.is_open]
+                self.laws.terms.overdue(tasks, now, mono, slack)
         for one in crew:
             one.cancel()
         await self._stop(world)
+
+    def _all_may_begin(self, world: World) -> bool:
+        """Nothing waits for another day: the clock goes on to where all may begin. True: it did."""
+        ahead = [
+            task.terms.held_until - self.clock.wall_ms()
+            for task in self.laws.tasks.values()
+            if task.terms.held_until is not None and task.terms.chain is None
+        ]
+        if max(ahead, default=0) <= 500:
+            return False
+        self.clock.wall_offset_ms += max(ahead) - 100
+        self.note("the wall clock is set forward by", max(ahead) - 100)
+        world.engine._schedules.look_again()
+        return True
+
+    async def _end_what_recurs(self, world: World) -> None:
+        """An operator cancels the occurrence that waits: there will be no other."""
+        for chain in list(self.laws.terms.chains.values()):
+            if chain.waiting is not None:
+                self.laws.asked_to_cancel.add(chain.waiting.task_id)
+                await world.engine.cancel_task(chain.waiting.task_id)
+
+    async def _no_orphans(self, from_mono: int) -> None:
+        """A sub-task does not outlive its parent by long."""
+        if self.clock.mono_ms() < from_mono:
+            return
+        for task in self.laws.tasks.values():
+            if task.is_open and task.parent is not None:
+                hold(task.parent.is_open, "Q-9", task.task_id, "outlives its parent")
+
+    def _patience(self, task: Task) -> int:
+        """How long it may take, once nothing goes wrong."""
+        busy_ms = self.plan_of(task.payload).busy_ms
+        if self._bounds != "none" or "breaker" in self.tastes:
+            busy_ms += 4 * limits.BREAKER_PROBE_MS_MAX + 1_000
+        if task.terms.timeout_ms is not None:  # it may be too short for what the task does
+            again = task.terms.timeout_ms + self.queue["backoff_ms_max"]
+            busy_ms += task.max_attempts * (again + 2 * limits.BREAKER_PROBE_MS_MAX)
+        return busy_ms
 
     async def _submit_at_last(self, world: World, errand: Errand) -> None:
         """Nobody is left without a word: it is known, or new, or refused by name."""
@@ -480,18 +573,24 @@ class Story:
         if "payload" in body:
             name = body["payload"]["plan"]
         else:
-            name = body["tool"] if "tool" in body else body["prompt"][0]["text"]
+            name = body["arguments"]["plan"] if "tool" in body else body["prompt"][0]["text"]
         return self.plans[name]
 
     async def run_attempt(self, attempt: Attempt) -> Outcome:
         """Carry out the task's plan, as a brain would."""
-        self._running += 1
-        hold(self._running <= self.queue["lanes"] or self.life.dead, "R-2", "lanes exceeded")
+        kind = attempt.task.kind
+        self._running[kind] += 1
+        others = self._running.total() - self._running["prompt"]
+        free = self.queue["lanes"] - self.queue["reserved_lanes"]
+        hold(
+            self._running.total() <= self.queue["lanes"] or self.life.dead, "R-2", "lanes exceeded"
+        )
+        hold(others <= free or self.life.dead, "Q-16", others, "of", free, "lanes are not reserved")
         try:
             plan = self.plan_of(attempt.task.payload)
             await self._carry_out(attempt, plan)
         finally:
-            self._running -= 1
+            self._running[kind] -= 1
         end = None if self.calm else plan.end(attempt.task.attempt)
         return Succeeded(result=b"1") if end is None else end
 
@@ -508,12 +607,37 @@ class Story:
                     await attempt.sleep(step.ms + 1)
                 case "signal":
                     hold(await attempt.wait_signal("go") == b"now", "E-9", "another signal")
+                case "child":
+                    await self._delegate(attempt, step)
                 case _:
                     calls = [
                         self._call(attempt, step, ordinal + index) for index in range(step.count)
                     ]
                     await attempt.perform(calls)
             ordinal += step.count
+
+    async def _delegate(self, attempt: Attempt, step: Step) -> None:
+        """A sub-task: what it came to is what this run is told (Q-9)."""
+
+        async def never(_key: str, _cancelled: asyncio.Event) -> Done:
+            raise Broken("Q-9: a sub-task was dispatched like a call")
+
+        assert step.child is not None
+        request = orjson.dumps({"prompt": step.child.name})
+        call = Call(
+            "tool", "delegate", request, EffectClass.KEYED, never, child=Child(step.child.name)
+        )
+        (result,) = await attempt.perform([call])
+        mine = [
+            task for task in self.laws.tasks.values()
+            if task.parent is not None and task.parent.tid == attempt.task.tid
+            and self.plan_of(task.payload) is step.child
+        ]  # fmt: skip
+        hold(len(mine) == 1 or self.life.dead, "Q-9", len(mine), "sub-tasks for one call")
+        told = orjson.loads(result.output)
+        if "state" in told and not self.life.dead:
+            hold(told["state"] in TERMINAL, "Q-9", "the end of a sub-task is", told["state"])
+            hold(told["runId"] == mine[0].run_id, "Q-9", "told of another sub-task")
 
     async def _think(self, attempt: Attempt, number: int) -> None:
         async def answer(stream: Stream) -> dict[str, Any]:
@@ -533,6 +657,12 @@ class Story:
             name, request = f"shared {kind}", b'{"n":"%s"}' % step.shared.encode()
 
         async def dispatch(key: str, cancelled: asyncio.Event) -> Done:
+            if attempt.task.kind != "prompt":
+                return await act(key, cancelled)  # it came through its gate as a whole
+            with self._at_its_gate(name):
+                return await act(key, cancelled)
+
+        async def act(key: str, cancelled: asyncio.Event) -> Done:
             fate = self._fate()
             self.sink.on_the_way[key] += 1
             try:
@@ -558,6 +688,18 @@ class Story:
             designated_key=step.shared,
             probe=probe if kind is EffectClass.PROBEABLE else None,
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def _at_its_gate(self, name: str) -> Iterator[None]:
+        """A call of a run is under way: never more of them than the tool's bound (Q-16)."""
+        self._calls[name] += 1
+        gate = self.laws.gates.works[f"tool:{name}"].gate
+        if gate is not None and gate.most is not None and not self.life.dead:
+            hold(self._calls[name] <= gate.most, "Q-16", self._calls[name], "calls of", name)
+        try:
+            yield
+        finally:
+            self._calls[name] -= 1
 
     def _fate(self) -> str:
         if self.calm or self.chance.random() >= self.trouble:

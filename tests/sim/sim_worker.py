@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from engine_support import passes
-from sim_laws import Broken, hold
+from sim_broken import Broken, hold
 
 from goclaw.core.decisions import Context, Decision, Origin, Subject, SubjectKind, Verdict
 from goclaw.core.errors import (

@@ -21,7 +21,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [path for path in (str(HERE.parent), str(HERE)) if path not in sys.path]
 
-from sim_laws import Broken, Part  # noqa: E402
+from sim_broken import Broken, Part  # noqa: E402
 from sim_story import Story  # noqa: E402
 
 MEMORY = Path("/dev/shm")

@@ -163,6 +163,8 @@ class Model:
             same = unique is not None and task.unique == unique and task.pool == given["pool"]
             if same and task.is_open and (task.pool != "" or task.sid == sid):
                 assert (answer["tid"], answer["duplicate"]) == (task.tid, 1)
+                if key is not None:
+                    self.keys[sid, key] = (given["hash"], task.tid)
                 return None
         if self.open(sid) >= LIMIT:
             return "queue_full"
@@ -240,10 +242,10 @@ class Model:
         task.fingerprint = print_of
         if not given["retryable"]:
             state = "FAILED"
-        elif task.nobody_knows and task.on_unknown == "suspend":
-            state = "SUSPENDED"
         elif task.failures >= task.max_attempts or (poison and task.repeats >= POISON):
             state = "DEAD_LETTER"
+        elif task.nobody_knows and task.on_unknown == "suspend":
+            state = "SUSPENDED"
         else:
             state = "RETRY_WAIT"
         self._leave(task, state, "effect_unknown" if state == "SUSPENDED" else "failed", said=given)

@@ -111,7 +111,8 @@ class Producer(Player):
                     keep=lambda result: {"task": result["taskId"]}, **fields,
                 )  # fmt: skip
             except Refused as error:
-                if error.code not in (-31004, -31006):  # full, or stopping
+                late = error.code == -32602 and "deadline" in fields  # over before it was heard
+                if error.code not in (-31004, -31006) and not late:  # full, or stopping
                     raise
                 time.sleep(0.05)
                 continue
