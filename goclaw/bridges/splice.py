@@ -235,7 +235,8 @@ class Splice:
 def _read(line: bytes) -> object:
     """Strict JSON: what the daemon refuses must not become acceptable by passing through here."""
     if len(line) > limits.FRAME_BYTES_MAX:
-        raise TooLarge(f"A message may have {limits.FRAME_BYTES_MAX} bytes.")
+        most = limits.FRAME_BYTES_MAX
+        raise TooLarge(f"A message may have {most} bytes.", limit=most, unit="bytes")
     try:
         value: object = _STRICT.decode(line.decode())
     except RecursionError:

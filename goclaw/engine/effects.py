@@ -165,7 +165,9 @@ class Journal:
 
     def _ordinal(self) -> int:
         if self._next >= limits.EFFECTS_MAX:
-            raise BudgetExhausted(f"A task may have {limits.EFFECTS_MAX} effects.")
+            raise BudgetExhausted(
+                f"A task may have {limits.EFFECTS_MAX} effects.", budget="effects"
+            )
         self._next += 1
         return self._next - 1
 

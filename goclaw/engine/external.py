@@ -524,6 +524,7 @@ def _key_taken(effect: Intent, error: GoclawError) -> GoclawError:
         f"The key of effect {effect.ordinal} is taken: {why}. Nothing was recorded.",
         hint="Do not make the call.",
         idempotencyKey=effect.designated_key,
+        runId=None,  # its own run has not made the call, and the other's is none of its business
         ordinal=effect.ordinal,
     )
 

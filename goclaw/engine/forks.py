@@ -13,7 +13,7 @@ import orjson
 
 from goclaw.core import limits
 from goclaw.core.clock import traceparent
-from goclaw.core.errors import IllegalTransition, InvalidParams, TooLarge
+from goclaw.core.errors import IdempotencyConflict, IllegalTransition, InvalidParams, TooLarge
 from goclaw.core.records import Forked
 from goclaw.core.states import State
 
@@ -59,7 +59,15 @@ async def fork(
     if decision is not None:
         record = orjson.dumps(decision.to_record())
         parts.append(database.bind("audit", record=record, now=clock.wall_ms()))
-    committed = await database.apply(*parts)
+    try:
+        committed = await database.apply(*parts)
+    except IdempotencyConflict as error:
+        raise IdempotencyConflict(
+            "The key was used before for another fork; none was made.",
+            hint="Use a new key for a new fork.",
+            idempotencyKey=key,
+            runId=task["run_id"],
+        ) from error
     sid, session_id, task_id, run_id, event_id, stubbed, duplicate = committed.parts[0]
     return Forked(
         sid=sid, session_id=session_id, run_id=run_id, task_id=task_id, event_id=event_id,

@@ -221,8 +221,10 @@ class Hub:
             raise ReplayGap(
                 "Retention has passed the cursor.",
                 hint="Load the session anew: session/load, or events from 0.",
-                sessionId=session_id,
-            )
+                sessionId=session_id, requestedEventId=cursor, oldestEventId=first,
+                headEventId=self._database.fetch("session_bounds", sid=sid)[0][0],
+                recover="session/load",
+            )  # fmt: skip
         return packed_frames(session_id, rows, mask=mask, lines=lines), last
 
     async def lines(

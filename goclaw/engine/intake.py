@@ -89,15 +89,22 @@ class Intake:
         check_key(key)
         if session_id is None:
             session_id = self._clock.new_id("session")
-        committed = await self._database.write(
-            "session_new", sid_key=key, hash=_hash(key, [cwd, list(roots), brain]),
-            session_id=session_id, stream_id=self._clock.new_id("stream"),
-            salt=self._clock.random_bytes(16), cwd=cwd,
-            weight=self._queue.interactive_weight if interactive else 1,
-            roots=orjson.dumps(list(roots)).decode(), brain=brain, interactive=int(interactive),
-            parent_sid=parent_sid,
-            now=self._clock.wall_ms(),
-        )  # fmt: skip
+        try:
+            committed = await self._database.write(
+                "session_new", sid_key=key, hash=_hash(key, [cwd, list(roots), brain]),
+                session_id=session_id, stream_id=self._clock.new_id("stream"),
+                salt=self._clock.random_bytes(16), cwd=cwd,
+                weight=self._queue.interactive_weight if interactive else 1,
+                roots=orjson.dumps(list(roots)).decode(), brain=brain,
+                interactive=int(interactive), parent_sid=parent_sid, now=self._clock.wall_ms(),
+            )  # fmt: skip
+        except IdempotencyConflict as error:
+            raise IdempotencyConflict(
+                "The key was used before for another session; none was made.",
+                hint="Use a new key for a new session.",
+                idempotencyKey=key,
+                runId=None,
+            ) from error
         return await self.session_by_sid(committed.parts[0][0])
 
     async def system_session(self) -> Session:
@@ -334,10 +341,12 @@ class Intake:
                 raise
             raise _full("session", self._queue.session_limit) from error
         except IdempotencyConflict as error:
+            known = await self._database.read("submission", sid=session.sid, key=key)
             raise IdempotencyConflict(
                 "The key was used before in this session with another prompt; nothing ran.",
                 hint="Use a new key for new work.",
                 idempotencyKey=key,
+                runId=known[0][1] if known else None,
             ) from error
         finally:
             self._arriving -= 1

@@ -29,7 +29,7 @@ from goclaw.core.errors import (
 from goclaw.gateway.outbox import Outbox
 from goclaw.gateway.params import Params
 from goclaw.gateway.permissions import Permissions
-from goclaw.gateway.scopes import OWN_SCOPES, check_scope
+from goclaw.gateway.scopes import OWN_SCOPES, check_scope, task_of
 from goclaw.gateway.watch import Watch
 from goclaw.protocol.jsonrpc import (
     Answer,
@@ -232,6 +232,7 @@ class Connection:
             raise LeaseLost(
                 "The token is of no attempt that runs.",
                 hint="It is dead as soon as its lease ends; claim a task for another.",
+                taskId=task_of(shown),
             )
         self._bind(attempt)
 

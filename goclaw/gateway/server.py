@@ -18,6 +18,7 @@ from goclaw.core.decisions import Origin
 from goclaw.core.errors import ListenerFailed
 from goclaw.gateway import executors, governance, handlers, operators, work
 from goclaw.gateway.access import Refusal, Throttle, bearer, judge, peer_uid
+from goclaw.gateway.administration import mirrored
 from goclaw.gateway.connection import Connection
 from goclaw.gateway.descent import descends, holds, peer_pid
 from goclaw.gateway.permits import Permits
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
     from goclaw.gateway.services import Services
     from goclaw.gateway.transports import FrameConnection, Transport
 
-__all__ = ["Gateway"]
+__all__ = ["METHODS", "Gateway"]
 
 _log = log.logger("gateway.server")
-_METHODS: Final = (
+_OWN: Final = (
     handlers.METHODS | work.METHODS | operators.METHODS | executors.METHODS | governance.METHODS
 )
+METHODS: Final = _OWN | mirrored(_OWN)
+"""Every request there is, by method."""
 
 
 class Gateway:
@@ -213,7 +216,7 @@ class Gateway:
             self._board,
             transport,
             origin,
-            _METHODS,
+            METHODS,
             handlers.NOTIFICATIONS,
             connection_id=connection_id,
             attempt=attempt,

@@ -228,7 +228,10 @@ def step(state: SubState, event: SubEvent) -> Step:
     row = TABLE.get((state, event))
     if row is None:
         raise IllegalTransition(
-            f"A subscription in {state} knows no {event}.", **{"from": str(state)}, event=str(event)
+            f"A subscription in {state} knows no {event}.",
+            **{"from": str(state)},
+            to=None,
+            event=str(event),
         )
     return row
 

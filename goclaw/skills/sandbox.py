@@ -104,7 +104,11 @@ class Sandbox:
         if b"\0" in request:
             raise InvalidParams("A request holds no NUL.")
         if len(request) > house.PAYLOAD_BYTES_MAX:
-            raise TooLarge(f"The request is larger than {house.PAYLOAD_BYTES_MAX} bytes.")
+            raise TooLarge(
+                f"The request is larger than {house.PAYLOAD_BYTES_MAX} bytes.",
+                limit=house.PAYLOAD_BYTES_MAX,
+                unit="bytes",
+            )
         bounds = limits if limits is not None else skill.manifest.limits
         engine = self._engine_with(skill, cancel)
         try:

@@ -164,7 +164,9 @@ class Database:
                 QueueFull(
                     "The writer has more pending operations than it may hold.",
                     hint="Try again in a moment.",
-                    retryAfterMs=1000,
+                    queued=limits.PENDING_OPERATIONS_MAX,
+                    limit=limits.PENDING_OPERATIONS_MAX,
+                    retryAfterMs=limits.FULL_RETRY_MS,
                 )
             )
         else:

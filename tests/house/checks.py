@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     _Judge = Callable[[str], bool]
 
@@ -555,6 +555,31 @@ def hints(tree: Iterable[Source]) -> list[str]:
         and _dotted(node.func).split(".")[-1] in HINTED
         and "hint" not in {keyword.arg for keyword in node.keywords}
     ]
+
+
+def incomplete_errors(tree: Iterable[Source], needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Errors of the wire carry the details that PROTOCOL 2.4 promises; ``needs``: by class."""
+    found = []
+    for source in tree:
+        if source.room == "client":
+            continue  # what it raises by itself, no wire has carried
+        for node in ast.walk(source.tree):
+            name = _dotted(node.func).split(".")[-1] if isinstance(node, ast.Call) else ""
+            if not isinstance(node, ast.Call) or name not in needs:
+                continue
+            given: set[str] = set()
+            opaque = False
+            for keyword in node.keywords:
+                if keyword.arg is not None:
+                    given.add(keyword.arg)
+                elif isinstance(keyword.value, ast.Dict):
+                    given |= {k.value for k in keyword.value.keys if isinstance(k, ast.Constant)}
+                else:
+                    opaque = True  # **data: the tests of that method look at it
+            missing = [] if opaque else sorted(set(needs[name]) - given)
+            if missing:
+                found.append(f"{source.at(node)}: {name} without {', '.join(missing)}")
+    return found
 
 
 def fault_points(tree: Iterable[Source], known: Iterable[str]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Writes the pages of docs/ that are read off the code: states, configuration, errors, cli.
+"""Writes the pages of docs/ that are read off the code: states, configuration, errors, cli, and
+the tables in the page of the protocol.
 
 Owns their wording around the tables. Run it after changing one of the sources:
 ``python -m tests.house.generated``. Not in here: the test that finds a stale page.
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from goclaw.cli import grammar
 from goclaw.core import config, errors, states
+from goclaw.gateway.scopes import scope_of
+from goclaw.protocol import methods, session
 
 if TYPE_CHECKING:
     import enum
@@ -49,7 +52,21 @@ def states_page() -> str:
     lines += _members(states.EffectClass)
     lines += ["", "## Where an effect stands", ""]
     lines += _members(states.EffectState)
+    lines += ["", *_subscription()]
     return "\n".join(lines) + "\n"
+
+
+def _subscription() -> list[str]:
+    lines = ["## The states of a subscription", ""]
+    lines += ["How one connection stands with one session (W-12). Any other move is refused and"]
+    lines += ["changes nothing.", "", "```mermaid", "stateDiagram-v2"]
+    rows = session.TABLE.items()
+    lines += [f"    {source} --> {row.target}: {event}" for (source, event), row in rows]
+    lines += ["```", "", "| state | event | next | action |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {source} | {event} | {row.target} | {row.action} |" for (source, event), row in rows
+    ]
+    return [*lines, "", *_members(session.SubState)]
 
 
 def _leaves(state: states.State) -> bool:
@@ -124,6 +141,58 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def protocol_page() -> str:
+    """docs/protocol.md: its prose stays, the tables between the marks are written anew."""
+    text = (DOCS / "protocol.md").read_text("utf-8")
+    for name, table in _TABLES.items():
+        begin, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        assert tail, f"docs/protocol.md has no place for {name}"
+        text = "\n".join([head + begin.rstrip(), *table(), end]) + tail
+    return text
+
+
+def _methods_table() -> list[str]:
+    lines = ["| method | scope | params | result |", "| --- | --- | --- | --- |"]
+    return lines + [
+        f"| `{row.name}` | {scope_of(row.name)} | {row.params} | {row.result} |"
+        for row in methods.METHODS
+    ]
+
+
+def _mirrors_table() -> list[str]:
+    lines = ["| method | `verb` | the same as |", "| --- | --- | --- |"]
+    return lines + [
+        f"| `_goclaw/admin/{verb}` | `{word}` | `{name}` |"
+        for verb, words in methods.MIRRORS.items()
+        for word, name in words.items()
+        if name != f"_goclaw/admin/{verb}"
+    ]
+
+
+def _notifications_table() -> list[str]:
+    lines = ["| notification | params | when |", "| --- | --- | --- |"]
+    return lines + [f"| `{name}` | {params} | {when} |" for name, params, when in
+                    methods.NOTIFICATIONS]  # fmt: skip
+
+
+def _error_data_table() -> list[str]:
+    lines = ["| code | name | `data` |", "| --- | --- | --- |"]
+    return lines + [
+        f"| {kind.rpc} | `{kind.code}` | {', '.join(f'`{key}`' for key in keys)} |"
+        for kind, keys in methods.ERROR_DATA.items()
+    ]
+
+
+_TABLES: dict[str, Callable[[], list[str]]] = {
+    "methods": _methods_table,
+    "mirrors": _mirrors_table,
+    "notifications": _notifications_table,
+    "error data": _error_data_table,
+}
+
+
 def cli_page() -> str:
     """docs/cli.md. Written from the parser's data: argparse's own help differs between Pythons."""
     parser = grammar.build()
@@ -188,6 +257,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "states.md": states_page,
     "configuration.md": configuration_page,
     "errors.md": errors_page,
+    "protocol.md": protocol_page,
     "cli.md": cli_page,
 }
 

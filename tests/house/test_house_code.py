@@ -11,6 +11,7 @@ import checks
 import pytest
 
 from goclaw.core import faults
+from goclaw.protocol import methods
 from goclaw.store import queries
 
 if TYPE_CHECKING:
@@ -30,12 +31,27 @@ IN_GOCLAW: dict[str, Rule] = {
     "no_io": checks.no_io,
     "hints": checks.hints,
     "exports": checks.exports,
+    "incomplete_errors": lambda tree: checks.incomplete_errors(
+        tree, {kind.__name__: keys for kind, keys in methods.ERROR_DATA.items()}
+    ),
     "fault_points": lambda tree: checks.fault_points(tree, faults.POINTS),
 }
 IN_ALL: dict[str, Rule] = {"one_sqlite": checks.one_sqlite}
 
 # rule, file, text, what the report must say
 PLANTED = [
+    (
+        "incomplete_errors",
+        "goclaw/engine/x.py",
+        "raise TooLarge('too long', limit=3)",
+        "TooLarge without unit",
+    ),
+    (
+        "incomplete_errors",
+        "goclaw/engine/x.py",
+        "raise IllegalTransition('no', **{'from': 1})",
+        "IllegalTransition without to",
+    ),
     ("floors", "goclaw/core/x.py", "from goclaw.store import tasks", "core reaches up to store"),
     ("floors", "goclaw/core/x.py", "from goclaw import store", "core reaches up to store"),
     ("floors", "goclaw/core/x.py", "from ..store import tasks", "core reaches up to store"),

@@ -11,7 +11,10 @@ import checks
 import generated
 import pytest
 
+from goclaw.cli import grammar
 from goclaw.core import config, faults, states
+from goclaw.gateway import server
+from goclaw.protocol import methods
 
 DOCS = checks.ROOT / "docs"
 
@@ -32,6 +35,43 @@ def test_every_error_code_is_documented() -> None:
     kinds = generated.all_errors()
     names = [kind.code for kind in kinds] + [str(kind.rpc) for kind in kinds]
     assert not checks.undocumented(names, documentation())
+
+
+@pytest.mark.req("W-11")
+def test_every_method_is_documented() -> None:
+    """A new one: a row in METHODS (or MIRRORS) of goclaw/protocol/methods.py."""
+    known = {row.name for row in methods.METHODS} | {
+        f"_goclaw/admin/{verb}" for verb in methods.MIRRORS
+    }
+    assert {name for name in server.METHODS if name.startswith("_goclaw/")} == known
+    assert not checks.undocumented(sorted(server.METHODS), documentation())
+
+
+# Commands that look at no daemon and change none.
+OF_NO_DAEMON = {
+    "serve": "is the daemon",
+    "run": "is session/prompt",
+    "acp": "is the wire",
+    "worker": "is _goclaw/worker/*",
+    "policy check": "judges a file",
+    "policy show": "shows a file",
+    "drill crash": "has daemons of its own",
+    "init": "makes a home before there is a daemon",
+    "doctor": "looks at a home, whether a daemon holds it or not",
+    "restore": "wants a home that no daemon holds",
+}
+
+
+@pytest.mark.req("W-11")
+def test_every_command_has_a_method() -> None:
+    """A new one: `_goclaw/admin/<verb>` as METHODS or MIRRORS of goclaw/protocol/methods.py says,
+    or a reason above."""
+    commands = [words.removeprefix("goclaw ") for words, _ in generated._verbs(grammar.build())]
+    left = {name for name in commands if f"_goclaw/admin/{name.split()[0]}" not in server.METHODS}
+    assert left - set(OF_NO_DAEMON) == set()
+    for verb, words in methods.MIRRORS.items():
+        twins = {name.partition(" ")[2] for name in commands if name.split()[0] == verb}
+        assert twins == {""} or twins <= set(words), verb
 
 
 def test_every_setting_is_documented() -> None:
