@@ -84,13 +84,17 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
     async def replay(_run_id: str) -> dict[str, Any]:
         return {}
 
+    async def page(_behind: int) -> bytes:
+        return b""
+
     gateway = Gateway(
         Services(
             engine=engine, config=config, decide=policies.decide, check_brain=check_brain,
             daemon_id="d", boot_id="b",
             version="0", commands=lambda _session: [], status=status,
             policies=policies, system_sid=1, skills=list, request_stop=lambda: None,
-            on_session=lambda _sid: None, replay=replay, backup=status,
+            on_session=lambda _sid: None, replay=replay, backup=status, metrics=page,
+            is_ready=lambda: True,
             token=BearerToken(place.token(), place.token),
         )
     )  # fmt: skip

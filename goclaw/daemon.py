@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 import goclaw
 from goclaw import _fast
 from goclaw.brains import REPEATABLE, BrainRunner, NamedBrains, check_brain
-from goclaw.core import log
+from goclaw.core import limits, log
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import ConfigRefused, GoclawError
 from goclaw.core.faults import arm, faultpoint
 from goclaw.core.home import DaemonRecord, Home
+from goclaw.core.metrics import LOOP_LAG_S
 from goclaw.core.processes import Children
 from goclaw.engine import Engine
 from goclaw.engine.policies import Policies
 from goclaw.gateway import Gateway, Services
 from goclaw.gateway.access import BearerToken
 from goclaw.gateway.descent import Orphans, adopt_orphans
-from goclaw.ops import backup
+from goclaw.ops import backup, metrics
 from goclaw.ops.replay import RecordedGate, replay
 from goclaw.policy import default
 from goclaw.skills.catalog import Catalog
@@ -174,6 +175,8 @@ class Daemon:
         undo.callback(self.home.remove_daemon_json)
         undo.push_async_callback(self._stop_engine)
         self.engine.open_lanes()
+        self._look_at_lag(asyncio.get_running_loop().time())
+        undo.callback(lambda: self._lag_timer.cancel())
         faultpoint("before_ready")
         self.ready = True
         self.home.write_daemon_json(
@@ -202,6 +205,8 @@ class Daemon:
             skills=lambda: [skill.as_listing() for skill in self.catalog],
             replay=self._replay,
             backup=self._backup,
+            metrics=self._metrics,
+            is_ready=lambda: self.ready,
             request_stop=self.request_stop,
             on_session=self._take_up,
             token=BearerToken(
@@ -235,6 +240,19 @@ class Daemon:
         runner = BrainRunner(self.registry, RecordedGate(self.registry), named=named)
         found = await replay(self.database.read, runner, run_id, repeatable=REPEATABLE)
         return found.to_json()
+
+    async def _metrics(self, lagging: int) -> bytes:
+        figures = metrics.Figures(
+            await self.status(), self.database.stats(), self.engine.hub.rings, lagging
+        )
+        return await asyncio.to_thread(metrics.exposition, figures)
+
+    def _look_at_lag(self, due: float) -> None:
+        """How late the loop is, twice a second (R-5)."""
+        loop = asyncio.get_running_loop()
+        LOOP_LAG_S.add(max(0.0, loop.time() - due))
+        due = loop.time() + limits.LAG_LOOK_MS / 1000
+        self._lag_timer = loop.call_at(due, self._look_at_lag, due)
 
     async def _backup(self) -> dict[str, Any]:
         async with self._one_backup:

@@ -138,6 +138,9 @@ LOG_FILE_BYTES_MAX: Final = 16 * MIB  # then the file is rotated
 LOG_FILES_MAX: Final = 4  # rotated files that are kept
 LOG_CLOSE_MS_MAX: Final = 2_000  # a stop waits this long for the last records
 
+# -- metrics -----------------------------------------------------------------------------------
+LAG_LOOK_MS: Final = 500  # between two looks at how late the loop is
+
 # -- doctor ------------------------------------------------------------------------------------
 DOCTOR_READ_BYTES: Final = 256 * MIB  # of a database that doctor reads whole: a second or two
 DISK_ROOM_BYTES: Final = 1024 * MIB  # less is worth a warning: a night's work and a backup

@@ -69,6 +69,11 @@ class Hub:
         self.replayed_cold = 0
         self.replayed_warm = 0
 
+    @property
+    def rings(self) -> tuple[int, int]:
+        """Sessions with a ring, and the bytes of all rings."""
+        return len(self._channels), self._held_bytes
+
     def observe(self, observer: Callable[[list[Event]], None]) -> None:
         """Call ``observer`` with every batch of committed events, in commit order."""
         self._observers.append(observer)

@@ -17,6 +17,7 @@ from goclaw.core import limits, log
 from goclaw.core.decisions import Decision
 from goclaw.core.errors import PolicyRefused
 from goclaw.core.home import policy_text
+from goclaw.core.metrics import DECISIONS
 from goclaw.policy import document, pdp, review
 from goclaw.policy.rates import Rates
 
@@ -182,6 +183,7 @@ class Policies:
         rule has a rate."""
         policy = self._by_version.get(version or "", self.current)
         decision = self._decided(policy, subject, action, resource, context)
+        DECISIONS[decision.effect] += 1
         if policy.rated:
             self._rates.count(policy, decision.rule_id, decision.effect, decision.at_ms)
         return decision

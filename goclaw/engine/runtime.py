@@ -22,6 +22,7 @@ from goclaw.core.errors import (
     TooLarge,
     UnknownId,
 )
+from goclaw.core.metrics import TRANSITIONS
 from goclaw.core.records import Receipt, RunEnd
 from goclaw.core.states import TERMINAL, State
 from goclaw.engine.approvals import Approvals
@@ -182,6 +183,9 @@ class Engine:
                     continue
                 fields = orjson.loads(event[9])
                 step = fields["from"], fields["to"]
+                TRANSITIONS[step[1], fields.get("reason") or ""] += 1
+            else:
+                TRANSITIONS[step[1], ""] += 1
             if step[0] is not None:
                 counts[step[0]] -= 1
             counts[step[1]] += 1

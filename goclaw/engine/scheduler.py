@@ -16,6 +16,7 @@ import orjson
 from goclaw.core import limits, log
 from goclaw.core.errors import GoclawError, LeaseLost
 from goclaw.core.faults import faultpoint
+from goclaw.core.metrics import CLAIM_S
 from goclaw.core.records import Task
 from goclaw.core.states import LEAVING
 from goclaw.engine.worker import LiveAttempt
@@ -233,6 +234,7 @@ class Scheduler:
 
     async def _take(self, claim: _Claim) -> LiveAttempt | None:
         """Claim; None when there is nothing to do, or no way to learn it."""
+        asked = asyncio.get_running_loop().time()
         try:
             committed = await self._database.apply(claim.part, live=True)
         except GoclawError as error:
@@ -240,6 +242,8 @@ class Scheduler:
             claim.failed = True
             _log.error("claim failed", extra={"data": {"error": str(error)}})
             return None
+        if committed.parts[0][0] is not None:
+            CLAIM_S.add(asyncio.get_running_loop().time() - asked)
         return await self._taken(claim, committed.parts[0])
 
     async def _taken(self, claim: _Claim, found: tuple[Any, ...]) -> LiveAttempt | None:

@@ -25,9 +25,24 @@ if TYPE_CHECKING:
 
     from websockets.datastructures import Headers
 
-__all__ = ["PATHS", "BearerToken", "Refusal", "Throttle", "bearer", "judge", "peer_uid"]
+__all__ = [
+    "HEALTH",
+    "METRICS",
+    "PATHS",
+    "BearerToken",
+    "Refusal",
+    "Throttle",
+    "bearer",
+    "judge",
+    "peer_uid",
+]
 
 PATHS: Final = ("/ws", "/acp")
+HEALTH: Final = (
+    "/healthz",
+    "/readyz",
+)  # without a token: a port that answers says as much
+METRICS: Final = "/metrics"
 
 _LOCAL_PEERCRED: Final = 1  # of macOS: <sys/un.h>
 
@@ -91,6 +106,8 @@ def judge(target: str, headers: Headers, token: str) -> Refusal | None:
         return Refusal(HTTPStatus.FORBIDDEN, "The Host is not this machine.")
     if origin is not None and not _is_loopback(origin):
         return Refusal(HTTPStatus.FORBIDDEN, "The Origin is not this machine.")
+    if target in HEALTH:
+        return None
     given = bearer(headers)
     # Compared in full, whatever was given: the time tells nothing.
     same = hmac.compare_digest((given or "").encode(), token.encode())
@@ -100,7 +117,7 @@ def judge(target: str, headers: Headers, token: str) -> Refusal | None:
             "Send the token of the home as 'Authorization: Bearer TOKEN'.",
             wrong_token="Authorization" in headers,
         )
-    if target not in PATHS:
+    if target not in PATHS and target != METRICS:
         return Refusal(HTTPStatus.NOT_FOUND, f"There is nothing but {' and '.join(PATHS)} here.")
     return None
 

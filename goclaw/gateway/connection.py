@@ -26,6 +26,7 @@ from goclaw.core.errors import (
     RequestCancelled,
     TooLarge,
 )
+from goclaw.core.metrics import BACKPRESSURE_CLOSES
 from goclaw.gateway.outbox import Outbox
 from goclaw.gateway.params import Params
 from goclaw.gateway.permissions import Permissions
@@ -584,6 +585,7 @@ class Connection:
         """PROTOCOL 2.6: one farewell, a close with the reason, and the reason is kept."""
         event = SubEvent.RETENTION if reason is CloseReason.RETENTION else SubEvent.LIMIT
         sent = self.outbox.stop(event)
+        BACKPRESSURE_CLOSES[str(reason)] += 1
         code, text = 1013, f"goclaw:backpressure {reason}"
         _log.warning(
             "closed a slow client",

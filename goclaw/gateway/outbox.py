@@ -199,6 +199,13 @@ class Outbox:
                 if item.then is not None:
                     item.then()
 
+    @property
+    def behind(self) -> int:
+        """Events of its sessions that were not sent yet."""
+        return sum(
+            max(0, cursor.channel.head - cursor.position) for cursor in self._cursors.values()
+        )
+
     # -- what the hub tells --------------------------------------------------------------------
 
     def committed(self, sid: int, head: int) -> None:

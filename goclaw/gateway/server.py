@@ -17,7 +17,7 @@ from goclaw.core import limits, log
 from goclaw.core.decisions import Origin
 from goclaw.core.errors import ListenerFailed
 from goclaw.gateway import executors, governance, handlers, operators, work
-from goclaw.gateway.access import Refusal, Throttle, bearer, judge, peer_uid
+from goclaw.gateway.access import HEALTH, METRICS, Refusal, Throttle, bearer, judge, peer_uid
 from goclaw.gateway.administration import mirrored
 from goclaw.gateway.connection import Connection
 from goclaw.gateway.descent import descends, holds, peer_pid
@@ -168,12 +168,16 @@ class Gateway:
             frames.attempt = await self._permits.attempt(shown)
             if frames.attempt is not None:
                 refusal = judge(request.path, request.headers, shown)
+        elif refusal is None and request.path in HEALTH:
+            return self._health(connection, request.path)
         elif refusal is None and await asyncio.to_thread(_is_ours, connection):
             refusal = Refusal(
                 HTTPStatus.FORBIDDEN, "What goclaw started comes with the token of its attempt."
             )
         if refusal is None:
             self._throttle.succeeded(address)
+            if request.path == METRICS:
+                return await self._metrics(connection)
             if self._is_full():
                 return connection.respond(503, "There are too many connections.\n")
             return None
@@ -183,6 +187,22 @@ class Gateway:
         response = connection.respond(refusal.status, refusal.text + "\n")
         if refusal.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    def _health(self, connection: ServerConnection, path: str) -> Response:
+        """Alive is who answers; ready is who takes work."""
+        if path == "/readyz" and not (self._services.is_ready() and not self._closed):
+            return connection.respond(503, "not ready\n")
+        return connection.respond(200, "ok\n")
+
+    async def _metrics(self, connection: ServerConnection) -> Response:
+        if cast("FrameConnection", connection).attempt is not None:
+            return connection.respond(403, "An attempt's token opens no figures.\n")
+        behind = sum(client.outbox.behind for client in self._connections)
+        page = await self._services.metrics(behind)
+        response = connection.respond(200, page.decode())
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"
         return response
 
     def _respond(self, connection: ServerConnection, _request: Request, response: Response) -> None:

@@ -43,6 +43,10 @@ class Services:
     skills: Callable[[], list[dict[str, Any]]]
     replay: Callable[[str], Awaitable[dict[str, Any]]]
     """By run: the object of `goclaw replay --json`."""
+    metrics: Callable[[int], Awaitable[bytes]]
+    """The page of /metrics; given how many events wait for the clients who watch."""
+    is_ready: Callable[[], bool]
+    """False before the start is over and from the beginning of a stop on."""
     backup: Callable[[], Awaitable[dict[str, Any]]]
     """Makes one: a line of `goclaw backup list --json`."""
     request_stop: Callable[[], None]

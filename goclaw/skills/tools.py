@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from goclaw.core import limits
-from goclaw.core.errors import SkillCancelled, SkillRefused
+from goclaw.core.errors import SkillCancelled, SkillFault, SkillRefused
+from goclaw.core.metrics import SKILL_FAULTS
 from goclaw.core.records import Done, Tool, Unclear
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ class SkillTools(Listed):
             raise
         except SkillCancelled as error:
             raise Unclear("the sandbox was closed") from error
+        except SkillFault as error:
+            SKILL_FAULTS[tool.name, error.code] += 1
+            raise
 
     def close(self) -> None:
         """See the class."""

@@ -443,6 +443,9 @@ async def opened(
     async def backup() -> dict[str, Any]:
         return {"name": "backup-1"}
 
+    async def page(_behind: int) -> bytes:
+        return b"# no figures\n"
+
     stops: list[bool] = []
     sids: list[int] = []
     services = Services(
@@ -451,7 +454,7 @@ async def opened(
         version="0.0", commands=known, status=status, policies=policies, system_sid=system_sid,
         skills=lambda: [{"name": "word-count"}], request_stop=lambda: stops.append(True),
         on_session=sids.append, token=BearerToken(TOKEN, lambda: NEXT_TOKEN),
-        replay=replayed, backup=backup,
+        replay=replayed, backup=backup, metrics=page, is_ready=lambda: True,
     )  # fmt: skip
     gateway = Gateway(services)
     socket = home / "s.sock"
