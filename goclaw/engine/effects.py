@@ -35,6 +35,7 @@ from goclaw.core.errors import (
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Call, CallResult, Done, Retryable, Unclear
 from goclaw.core.states import EffectClass, EffectState
+from goclaw.engine.late import Late, when_late
 from goclaw.store import Note
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class Journal:
         self._rows = {row["ordinal"]: row for row in effects}
         # The last of an ordinal counts: an earlier one was about the same call, or is void.
         self._approvals = {(row["ordinal"], row["digest"]): row for row in approvals}
+        self.late = Late(database, clock, task.tid, token)
         self._next = 0
         self.told = {row["hash"] for row in effects if row["failed"] == _UNKNOWN}
         """Digests of calls whose brain was told that nobody knows; their equals are asked for."""
@@ -814,12 +816,17 @@ class _Entry:
         ]  # fmt: skip
         if call.report is not None:
             parts.append(journal.update(call.report(self.call_id, self.result)))
+        closing = journal.apply(*parts)
+        when_late(closing, lambda: self._join_late(output, failed))
         try:
-            await journal.apply(*parts)
+            await asyncio.shield(closing)  # a cancel must not hide that it came too late
         except IllegalTransition:
             if self.intending is not None:
                 await self.intending  # the intent failed first: its error is the reason
             raise
+
+    def _join_late(self, output: bytes, failed: int) -> None:
+        self._journal.late.effect(self.ordinal, EffectState.RESULT, output, failed)
 
     async def _unclear(self, error: BaseException) -> None:
         """Dispatch ended without a definite answer (E-3)."""

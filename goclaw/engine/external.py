@@ -37,6 +37,7 @@ from goclaw.core.states import EffectClass, EffectState, State
 from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.effects import effect_key
 from goclaw.engine.intake import effect_class_of
+from goclaw.engine.late import Late, when_late
 from goclaw.protocol.jsonrpc import canonical, encode
 from goclaw.store import Note, rows
 
@@ -308,11 +309,14 @@ class External:
             raise _too_large("result of an effect", limits.TOOL_OUTPUT_BYTES_MAX)
         faultpoint("before_result")
         state = EffectState.RETRYABLE if retryable else EffectState.RESULT
+        kept = None if retryable else output
         closing = self._database.write(
             "effect_result", live=True, tid=held.tid, token=held.token, ordinal=ordinal,
-            state=str(state), result=None if retryable else output, now=self._clock.wall_ms(),
+            state=str(state), result=kept, now=self._clock.wall_ms(),
             failed=int(failed and not retryable),
         )  # fmt: skip
+        late = Late(self._database, self._clock, held.tid, held.token)
+        when_late(closing, lambda: late.effect(ordinal, state, kept, int(failed and not retryable)))
 
         async def answer() -> None:
             try:
@@ -381,6 +385,8 @@ class External:
             ),
             live=True,
         )  # fmt: skip
+        late = Late(self._database, self._clock, held.tid, held.token)
+        when_late(completing, lambda: late.end(None, body))
 
         async def answer() -> tuple[str, int]:
             committed = await self._spoken(held, completing)

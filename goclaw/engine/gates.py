@@ -15,10 +15,10 @@ import orjson
 from goclaw.core import limits, log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from goclaw.core.clock import Clock
-    from goclaw.core.config import Gate
+    from goclaw.core.config import QueueConfig
     from goclaw.store import Database, Event
 
 __all__ = ["Gates"]
@@ -36,10 +36,11 @@ class Gates:
         self,
         database: Database,
         clock: Clock,
-        bounds: Mapping[str, Gate],
+        queue: QueueConfig,
         let_in: Callable[[], None],
     ) -> None:
-        self._database, self._clock, self._bounds = database, clock, bounds
+        self._database, self._clock = database, clock
+        self._bounds, self._aging_factor = queue.gates, queue.aging_factor
         self._let_in = let_in
         self._gated: set[str] = set()
         self._running: Counter[str] = Counter()
@@ -50,7 +51,9 @@ class Gates:
         return not self._gated
 
     async def start(self) -> None:
-        """Store the configured bounds; those that are configured no more end."""
+        """Store the configured bounds and what orders those that wait; what is configured no more
+        ends."""
+        await self._database.write("aging_set", live=True, factor=self._aging_factor)
         known = {row[1]: row for row in await self._database.read("gates")}
         ended = [work for work, row in known.items() if work not in self._bounds and row[2:4]]
         bind = self._database.bind

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from goclaw.core import limits
-from goclaw.core.errors import GoclawError, ShuttingDown
+from goclaw.core import limits, log
+from goclaw.core.errors import GoclawError, LeaseLost, ShuttingDown
 from goclaw.core.faults import faultpoint
 from goclaw.core.states import EffectState
 from goclaw.engine.effects import task_key
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from goclaw.store import Committed, Database, Event
 
 __all__ = ["Lease", "Pools"]
+
+_log = log.logger("engine.pools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Pools:
         self._changes = 0
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._looking: asyncio.Task[None] | None = None
-        self._giving: set[asyncio.Future[Committed]] = set()
+        self._giving: set[asyncio.Task[None]] = set()
         self._closed = False
         self._asked: dict[str, int] = {}  # by pool: when a worker last did, the latest last
 
@@ -264,17 +266,30 @@ class Pools:
     def give_back(self, tokens: Iterable[bytes]) -> None:
         """End leases that nobody knows of; no budget is spent."""
         for token in tokens:
-            given = self._database.write(
-                "reclaim", live=True, token=token, spent=0, reason="handed_back",
-                crash_budget=self._queue.crash_budget, now=self._clock.wall_ms(),
-            )  # fmt: skip
-            self._giving.add(given)
-            given.add_done_callback(self._given)
+            giving = asyncio.ensure_future(self._given_back(token, self._handed(token)))
+            self._giving.add(giving)
+            giving.add_done_callback(self._giving.discard)
 
-    def _given(self, given: asyncio.Future[Committed]) -> None:
-        self._giving.discard(given)
-        if not given.cancelled():
-            given.exception()
+    async def _given_back(self, token: bytes, given: asyncio.Future[Committed]) -> None:
+        """Until it is on disk: left there, the lease would run out and cost its task a crash."""
+        while True:
+            try:
+                await given
+            except LeaseLost:
+                return
+            except GoclawError as error:
+                _log.error("lease not given back", extra={"data": {"error": str(error)}})
+            else:
+                return
+            never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            await asyncio.wait([never], timeout=limits.STOP_RETRY_MS / 1000)
+            given = self._handed(token)
+
+    def _handed(self, token: bytes) -> asyncio.Future[Committed]:
+        return self._database.write(
+            "reclaim", live=True, token=token, spent=0, reason="handed_back",
+            crash_budget=self._queue.crash_budget, now=self._clock.wall_ms(),
+        )  # fmt: skip
 
     def _check_open(self) -> None:
         if self._closed:
@@ -296,4 +311,6 @@ class Pools:
     async def settled(self) -> None:
         """Wait until what goes back is on disk, within a bound."""
         if self._giving:
-            await asyncio.wait(set(self._giving), timeout=limits.CLOSE_MS_MAX / 1000)
+            _, left = await asyncio.wait(set(self._giving), timeout=limits.CLOSE_MS_MAX / 1000)
+            for giving in left:
+                giving.cancel()

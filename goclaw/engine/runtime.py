@@ -88,7 +88,7 @@ class Engine:
             database, clock, config.queue, open_tasks=self.open_tasks,
             policy_version=policy_version,
         )  # fmt: skip
-        self.gates = Gates(database, clock, config.queue.gates, self._let_in)
+        self.gates = Gates(database, clock, config.queue, self._let_in)
         self.subtasks = Subtasks(
             database, clock, self.intake, cancel=self.cancel_task, on_session=self._take_up
         )

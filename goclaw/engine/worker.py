@@ -25,6 +25,7 @@ from goclaw.core.faults import faultpoint
 from goclaw.core.records import Failed, Outcome, Retryable, Succeeded, Suspended
 from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.effects import Journal, Park
+from goclaw.engine.late import Late
 from goclaw.store import rows
 
 if TYPE_CHECKING:
@@ -233,6 +234,11 @@ class LiveAttempt:
             parts = (word,) if claim is None else (word, claim)
             try:
                 committed = await self._database.apply(*parts, live=True)
+            except LeaseLost:
+                if isinstance(outcome, Succeeded):
+                    late = Late(self._database, self._clock, self.task.tid, self.token)
+                    late.end(outcome.stop_reason, outcome.result)
+                raise
             except IllegalTransition as error:
                 if claim is None:
                     raise

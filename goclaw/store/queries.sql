@@ -91,6 +91,10 @@ SELECT s.head AS event_id, s.salt, s.link, NULL AS tid, NULL AS run_id, NULL AS 
                 + (SELECT count(*) FROM tasks AS g WHERE g.wid = w.wid AND g.state = 'RUNNING')
                 < ifnull(w.most, 4611686018427387904)
 
+-- Claims that one level of priority is worth (queue.aging_factor), for the order at gates.
+-- fragment: aging
+ifnull((SELECT value FROM meta WHERE key = 'aging_factor'), 16)
+
 -- The task that is next in a line of its session becomes that line's head, unless there is one
 -- already or the turn is held; with its gate closed it stands outside. Line 0 is the serial one.
 -- Start-time fair queueing: start = max(V[level] - one claim, finish of the session's last claim). A
@@ -137,7 +141,7 @@ SELECT <<sid>>, <<line>>, :p_tid, :p_pool, :p_rank,
 SELECT 1 WHERE :p_gated;
 -- step: run
 INSERT INTO stalled (sid, line, wid, tid, ripe)
-SELECT <<sid>>, <<line>>, :p_wid, :p_tid, :p_ready_at + 16 * :p_rank WHERE NOT :p_open;
+SELECT <<sid>>, <<line>>, :p_wid, :p_tid, :p_ready_at + <<aging>> * :p_rank WHERE NOT :p_open;
 -- step: run
 UPDATE works SET tokens = tokens - 1, refill_mono = ifnull(refill_mono, 0)
  WHERE wid = :p_wid AND burst IS NOT NULL AND :p_open;
@@ -146,7 +150,7 @@ UPDATE works SET tokens = tokens - 1, refill_mono = ifnull(refill_mono, 0)
 -- fragment: shut wid
 -- step: run
 INSERT INTO stalled (sid, line, wid, tid, ripe)
-SELECT h.sid, h.line, t.wid, h.tid, h.ready_at + 16 * h.rank
+SELECT h.sid, h.line, t.wid, h.tid, h.ready_at + <<aging>> * h.rank
   FROM heads AS h JOIN tasks AS t ON t.tid = h.tid WHERE t.wid = <<wid>>;
 -- step: run
 DELETE FROM heads
@@ -695,11 +699,36 @@ UPDATE task_results SET error = NULL WHERE tid = :tid;
 UPDATE tasks
    SET state = 'CANCELED', stop_reason = 'cancelled', crashes = crashes - (state = 'RUNNING'),
        lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL, timeout_mono = NULL,
-       deadline_at = NULL, held = 0, due_mono = NULL, due_at = NULL, ended_token = NULL,
+       deadline_at = NULL, held = 0, due_mono = NULL, due_at = NULL, ended_token = :lease_token,
        ended_hash = NULL, ended_state = NULL, end_event = :event_id, reason = :reason,
        updated_at = :now
  WHERE tid = :tid;
 <<terminal>>
+
+-- program: late_effect tid token ordinal state result failed now
+-- After a cancel, what the cancelled attempt still came to know of an effect that nobody knew of is
+-- joined to it (Q-11). Its lease is over all the same, and nothing goes on by it.
+-- returns: event_id
+-- step: need
+<<task t.tid = :tid AND t.state = 'CANCELED'>>
+-- step: need
+SELECT name, class, key FROM effects
+ WHERE tid = :tid AND ordinal = :ordinal AND token = :token AND attempt = :attempt
+   AND (state = 'unknown' OR (state = 'retryable' AND :state = 'result'));
+-- step: run
+UPDATE effects SET state = :state, result = :result, failed = :failed, updated_at = :now
+ WHERE tid = :tid AND ordinal = :ordinal;
+<<event 1 | 'effect.result' | json_object('ordinal', :ordinal, 'name', :name, 'class', :class, 'state', :state, 'failed', json(iif(:failed, 'true', 'false')), 'idempotencyKey', :key, 'late', json('true'))>>
+
+-- program: late_end tid token stop_reason result size now
+-- After a cancel, what the cancelled attempt would have answered, once; the task stays CANCELED.
+-- result: NULL when it is too large for an event.
+-- returns: event_id
+-- step: need
+<<task t.tid = :tid AND t.state = 'CANCELED' AND t.ended_token = :token>>
+<<event 1 | 'attempt.late' | json_object('outcome', 'SUCCEEDED', 'stopReason', :stop_reason, 'bytes', :size, 'result', json(CAST(:result AS TEXT)))>>
+-- step: run
+UPDATE tasks SET ended_token = NULL WHERE tid = :tid;
 
 -- program: expire tid now
 -- The deadline passed before the task had ended: FAILED, whatever it waited for (Q-13).
@@ -1315,6 +1344,18 @@ INSERT INTO artefacts (key, digest, at) VALUES (:key, :digest, :now)
 -- step: run
 INSERT INTO meta (key, value) VALUES (:key, :value)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value RETURNING key;
+
+-- program: aging_set factor
+-- Another aging_factor: what waits at gates stands in the order that it gives.
+-- returns: factor
+-- step: need
+SELECT <<aging>> AS old WHERE <<aging>> <> :factor;
+-- step: run
+UPDATE stalled
+   SET ripe = ripe + (:factor - :old) * (SELECT rank FROM tasks WHERE tid = stalled.tid);
+-- step: run
+INSERT INTO meta (key, value) VALUES ('aging_factor', :factor)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value;
 
 -- program: fence_add key hash
 -- An effect that effects.log knows and this file does not.

@@ -191,9 +191,68 @@ def test_late_words_of_a_cancelled_run_are_refused(home: Path) -> None:
         assert refused == ["think"]
         row = await world.engine.task(task.task_id)
         assert (row["state"], row["result"]) == ("CANCELED", None)
-        assert (await world.types(session))[-1] == "run.ended"
+        *_, ended, late = await world.events(session)
+        assert ended[0] == "run.ended"
+        assert late == (
+            "attempt.late",
+            {"outcome": "SUCCEEDED", "stopReason": "end_turn", "bytes": 6, "result": "late"},
+        )
         # The lane is free again.
         assert await world.ended(await world.tool(session, "after")) == "SUCCEEDED"
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-11", "Q-4", "E-3")
+@pytest.mark.parametrize("way", ["deaf", "just then"])
+def test_a_late_result_is_joined_to_its_attempt_and_nothing_goes_on_by_it(
+    home: Path, way: str
+) -> None:
+    """It came after the cancel was on disk: from a tool that hears nothing, and from one whose
+    result was on its way to disk."""
+    house = Home(home, lanes=1)
+    done: list[str] = []
+    let_go = asyncio.Event()
+
+    async def slow(key: str, cancelled: asyncio.Event) -> Done:
+        with contextlib.suppress(asyncio.CancelledError):
+            await let_go.wait()
+        done.append(key)
+        return Done(b'"paid"')
+
+    async def acts(attempt: Attempt) -> Outcome:
+        await attempt.perform([Call("tool", "pay", b"{}", EffectClass.IRREVERSIBLE, slow)])
+        await attempt.perform([Call("tool", "again", b"{}", EffectClass.IRREVERSIBLE, slow)])
+        return Succeeded()
+
+    house.plays["acts"] = acts
+
+    async def main(world: World) -> None:
+        session = await world.session()
+        task = await world.prompt(session, "acts")
+        await settled()
+        row = await world.engine.task(task.task_id)
+        if way == "deaf":
+            assert (await world.engine.cancel_run(task.run_id)).effects_done == ()
+        else:  # the result stands behind the cancel in the writer's line when the attempt is ended
+            cancel = {"tid": row["tid"], "reason": "canceled", "now": world.clock.wall_ms()}
+            cancelling = world.database.write("cancel", **cancel)
+            let_go.set()
+            for _ in range(8):
+                await asyncio.sleep(0)
+            assert done
+            (attempt,) = world.engine.scheduler.live.values()
+            attempt.stop("canceled")
+            await cancelling
+        await settled()
+        assert len(done) == 1
+        types = await world.types(session)
+        assert types[-4:] == ["effect.unknown", "task.canceled", "run.ended", "effect.result"]
+        (_, late) = (await world.events(session))[-1]
+        assert (late["ordinal"], late["state"], late["late"]) == (0, "result", True)
+        (effect,) = await world.rows("effects_of_task", tid=row["tid"])
+        assert (effect["state"], effect["result"], effect["failed"]) == ("result", b'"paid"', 0)
+        assert await world.state(task) == "CANCELED"
 
     house.live(main)
 
@@ -220,9 +279,11 @@ def test_a_cancel_that_races_with_the_end(home: Path, seed: int) -> None:
             )
             won = receipt.outcome != "already_finished"
             assert end.state == ("CANCELED" if won else "SUCCEEDED")
+            await settled()
             types = await world.types(session)
             assert types.count("run.ended") == 1
-            assert types[-1] == "run.ended"
+            # What the loser still said is joined to its attempt, and ends nothing.
+            assert types[types.index("run.ended") + 1 :] in ([], ["attempt.late"] * won)
 
     house.live(main)
 

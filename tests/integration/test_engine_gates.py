@@ -65,6 +65,38 @@ def test_no_more_at_once_than_the_bound_and_all_of_them_come(home: Path) -> None
     house.live(main)
 
 
+@pytest.mark.req("Q-8", "Q-16")
+@pytest.mark.parametrize("then", [2, 16])
+@pytest.mark.parametrize("now", [2, 16])
+def test_who_waits_at_a_gate_ages_as_configured_now(home: Path, then: int, now: int) -> None:
+    """Five claims have passed the less urgent one when the more urgent one comes: at 2 claims for a
+    level it is ahead, at 16 it is not."""
+    house = Home(home, lanes=2, bounds="tool:narrow 1 at once")
+    crowd = Crowd(60_000)
+    crowd.play(house, "narrow")
+
+    async def line_up(world: World) -> list[str]:
+        async def narrow(priority: int) -> str:
+            found = await world.tool(await world.session(), "narrow", priority=priority)
+            return found.task_id
+
+        first, less = await narrow(9), await narrow(5)
+        for _ in range(5):
+            assert await world.ended(await world.tool(await world.session(), "wide")) == "SUCCEEDED"
+        waiting = [less, await narrow(6)]
+        return [first, *waiting]
+
+    async def order(world: World) -> list[str]:
+        for task in tasks:
+            while (await world.engine.task(task))["state"] != "SUCCEEDED":
+                await passes(1_000)
+        return [task for task, _ in house.plays.begun if task in tasks[1:]]
+
+    tasks = house.live(line_up, aging_factor=then)
+    _, less, more = tasks
+    assert house.live(order, aging_factor=now) == ([less, more] if now == 2 else [more, less])
+
+
 @pytest.mark.req("Q-16")
 def test_a_bound_holds_over_a_crash_and_goes_with_the_config(home: Path) -> None:
     house, crowd = Home(home, lanes=8), Crowd()

@@ -195,6 +195,50 @@ def test_a_stop_ends_every_wait_and_gives_back_what_is_on_its_way(home: Path) ->
     house.live(main)
 
 
+@pytest.mark.req("S-7", "Q-5")
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_lease_goes_back_although_the_disk_refused_that_once(home: Path, stops: bool) -> None:
+    """Left alone, it would run out and cost its task a crash."""
+    house = Home(home, crash_budget=1)
+
+    async def main(world: World) -> None:
+        task = await submit(world, await world.session())
+        (lease,) = await claim(world)
+        world.database.fail_next_commit(after=False)
+        world.engine.pools.give_back([lease.token])
+        if stops:
+            await world.stop()
+        else:
+            await passes(2 * limits.STOP_RETRY_MS)
+        assert world.database.failures == 1
+        row = await world.engine.task(task.task_id)
+        assert [row["state"], row["attempt"], row["crashes"]] == ["QUEUED", 1, 0]
+
+    house.live(main)
+
+
+@pytest.mark.req("S-7", "R-3")
+def test_a_lease_that_cannot_go_back_does_not_hold_up_a_stop(home: Path) -> None:
+    house = Home(home)
+
+    async def main(world: World) -> None:
+        await submit(world, await world.session())
+        (lease,) = await claim(world)
+
+        def refusing() -> bool:
+            world.database.fail_next_commit(after=False)
+            return world.database.step()
+
+        loop = asyncio.get_running_loop()
+        loop.outside = refusing  # type: ignore[attr-defined]
+        world.engine.pools.give_back([lease.token])
+        began = world.clock.mono_ms()
+        await world.stop(0)
+        assert world.clock.mono_ms() - began <= limits.CLOSE_MS_MAX + limits.STOP_RETRY_MS
+
+    house.live(main)
+
+
 @pytest.mark.req("S-7", "W-11")
 def test_a_disk_that_cannot_be_read_is_told_to_whoever_waits(
     home: Path, monkeypatch: pytest.MonkeyPatch

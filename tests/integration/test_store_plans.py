@@ -40,6 +40,7 @@ SCANS = {
     "c USING INDEX tasks_children": "sub-tasks that have not ended",
     "c USING COVERING INDEX tasks_children": "the same",
     "recovered": "what one start reclaimed",
+    "stalled USING INDEX stalled_of_work": "what waits at gates, when aging_factor has changed",
     "tasks USING COVERING INDEX tasks_line": "counted at a start, without the rows",
     "tasks USING COVERING INDEX tasks_held": "the same",
     "tasks USING COVERING INDEX tasks_live": "the same",

@@ -686,6 +686,33 @@ async def test_a_cancelled_task_takes_no_late_word(house: House) -> None:
 
 
 @wire()
+@pytest.mark.req("Q-11", "Q-4", "W-11")
+async def test_what_is_said_after_a_cancel_is_joined_to_its_attempt_once(house: House) -> None:
+    """Each time the worker is told that its lease is lost."""
+    client = await house.unix(**OPTED_IN)
+    session = await client.new_session()
+    task_id = await submit(client, session)
+    (task,) = await claim(client)
+    await intent(client, task)
+    await client.call("_goclaw/task/cancel", {"taskId": task_id})
+    said = {"ordinal": 0, "phase": "result", **CALL, "result": {"paid": 5}}
+    for method, more in [("effect", said), ("complete", {"result": 7})]:
+        for _ in range(2):
+            error = await client.refused(f"_goclaw/worker/{method}", lease(task, **more))
+            assert error["code"] == -31009
+    late = await client.event("attempt.late")
+    assert (late["attempt"], late["result"]) == (1, 7)
+    page = await client.call("_goclaw/session/events", {"sessionId": session})
+    types = [one.get("event", {}).get("type") for one in page["events"]]
+    ended = types.index("task.canceled")
+    assert types[ended + 1 :] == ["effect.result", "attempt.late"]
+    (effect,) = (await client.call("_goclaw/effects/list", {"taskId": task_id}))["effects"]
+    assert effect["state"] == "result"
+    assert await claim(client, wait_ms=0) == []
+    assert (await state(client, task_id))["state"] == "CANCELED"
+
+
+@wire()
 @pytest.mark.req("W-11")
 async def test_a_claim_that_is_withdrawn_takes_nothing(house: House) -> None:
     client = await house.unix()

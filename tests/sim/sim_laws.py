@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LIVE = frozenset({State.CLAIMED, State.RUNNING})
 ENDING = frozenset({"complete", "fail", "suspend", "reclaim"})
+# What a cancelled attempt still says is joined to it and moves nothing (Q-11).
+LATE = frozenset({"late_effect", "late_end"})
 """Words that end an attempt; with a hash they are answered again as they were."""
 AT_WORST_NOTHING = frozenset({"effect_orphan"})  # goes before such a word, and does not judge it
 SETTLED = {"done": "result", "not_done": "retryable", "redo": "retryable", "fail": "unknown"}
@@ -68,6 +70,7 @@ class Task:
     token: bytes | None = None
     until: int = 0
     ended: tuple[bytes, bytes] | None = None
+    canceled_token: bytes | None = None
     fingerprint: str | None = None
     repeats: int = 0
     due: tuple[int, int] | None = None
@@ -209,6 +212,10 @@ class Laws:
             return
         given = part.given
         task = self.tasks.get(given["tid"])
+        if part.program in LATE:
+            joined = task is not None and task.canceled_token == given["token"]
+            hold(joined or not events, "Q-11", f"{part.program} of nobody's", given["tid"])
+            return
         repeated = part.program in AT_WORST_NOTHING or (
             part.program in ENDING
             and task is not None
@@ -407,12 +414,13 @@ class Laws:
 
     def _released(self, task: Task, target: str, fields: dict[str, Any], parts: list[Part]) -> None:
         """An attempt is over: the lease, the budgets, the intents."""
-        task.token, task.until = None, 0
+        token, task.token, task.until = task.token, None, 0
         part = next(
             part for part in parts
             if part.program in ENDING | {"cancel", "expire"}
             and part.given["tid"] in (None, task.tid)
         )  # fmt: skip
+        task.canceled_token = token if part.program == "cancel" else None
         said = part.given.get("hash")
         task.ended = None if said is None else (part.given["token"], said)
         if target in (State.RETRY_WAIT, State.SUSPENDED) and part.given.get("due_mono") is not None:
