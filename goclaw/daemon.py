@@ -38,6 +38,7 @@ from goclaw.skills.sandbox import Sandbox
 from goclaw.skills.tools import SkillTools
 from goclaw.store import Database, database_files, fence_file, open_database
 from goclaw.tools.gate import Gate
+from goclaw.tools.http import HttpTool
 from goclaw.tools.registry import Registry
 
 if TYPE_CHECKING:
@@ -149,8 +150,11 @@ class Daemon:
         self.catalog = catalog
         skill_tools = SkillTools(catalog, sandbox)
         undo.callback(skill_tools.close)
-        self.registry = Registry([*self._extra_tools, skill_tools])
-        gate = Gate(self.registry, self.policies.decide, closed=self._closed_files)
+        self.registry = Registry([*self._extra_tools, skill_tools, HttpTool()])
+        gate = Gate(
+            self.registry, self.policies.decide, closed=self._closed_files,
+            names=self.policies.names,
+        )  # fmt: skip
         named = NamedBrains(
             self.config.brains, self.registry, environ=self._environ, wall_ms=self.clock.wall_ms
         )

@@ -34,6 +34,7 @@ GoclawError
 │   ├── BrainKeyMissing              ├── BrainKeyRefused
 │   ├── ModelUnknown                 ├── ContextOverflow
 │   ├── QuotaExhausted               └── ToolLoop
+├── Unreachable            a name without address, a place that does not answer: nothing was sent
 ├── SkillRefused           -32602    manifest, module or ABI is not acceptable; nothing ran
 ├── SkillFailed            the skill itself says that it failed: a definite tool error
 ├── SkillCancelled         cut off by a cancel
@@ -107,6 +108,7 @@ __all__ = [
     "TooLarge",
     "ToolLoop",
     "UnknownId",
+    "Unreachable",
     "UsageError",
     "WireError",
     "error_for_code",
@@ -457,6 +459,12 @@ class ToolLoop(BrainFailed):
     """The model makes the same failing call again and again."""
 
     code = "tool_loop"
+
+
+class Unreachable(GoclawError):
+    """A host has no address or does not answer; nothing was sent (A-4)."""
+
+    code = "unreachable"
 
 
 class SkillRefused(GoclawError):

@@ -244,6 +244,20 @@ SKILL_THREADS_MAX: Final = 64  # calls at once; they wait in native code, one mo
 SKILLS_MAX: Final = 1_000  # entries of one skills folder
 SKILL_FAULTS_MAX: Final = 5  # consecutive, then quarantine (K-7)
 
+# -- network -----------------------------------------------------------------------------------
+RESOLVE_MS_MAX: Final = 10_000  # of one name: two servers that do not answer take that long
+ADDRESSES_MAX: Final = 16  # of one name; each is checked and may be dialled
+NET_DIAL_MS_MAX: Final = 10_000  # until an address has answered
+HTTP_MS_MAX: Final = 60_000  # one call of the tool, redirects included
+HTTP_QUIET_MS_MAX: Final = 30_000  # between two pieces of an answer
+HTTP_BODY_BYTES_MAX: Final = (
+    128 * KIB
+)  # of an answer that a brain is shown; JSON may need six times
+HTTP_SENT_BYTES_MAX: Final = 1 * MIB  # of a request's body
+HTTP_HEADERS_MAX: Final = 64  # of a request
+HTTP_HEADER_CHARS_MAX: Final = 8 * KIB  # of one header: what servers take
+HTTP_REDIRECTS_MAX: Final = 5  # each is decided about anew
+
 # -- policy ------------------------------------------------------------------------------------
 POLICY_BYTES_MAX: Final = 8 * MIB  # policy.toml: ten thousand rules take about 2 MiB
 POLICY_RULES_MAX: Final = 20_000
@@ -293,4 +307,6 @@ assert CLAIM_MAX <= BATCH_OPERATIONS_MAX
 assert PAYLOAD_BYTES_MAX <= CLAIM_BYTES_MAX
 assert CLAIM_BYTES_MAX + CLAIM_EFFECTS_BYTES_MAX + CLAIM_MAX * KIB < FRAME_BYTES_MAX
 assert POLICY_RULES_MAX <= POLICY_ENTRIES_MAX
+assert 6 * HTTP_BODY_BYTES_MAX < TOOL_OUTPUT_BYTES_MAX
+assert HTTP_QUIET_MS_MAX <= HTTP_MS_MAX
 assert 4 * FENCE_PAGE_BYTES <= FENCE_TRIM_BYTES <= FENCE_BYTES_MAX

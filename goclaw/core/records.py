@@ -6,7 +6,7 @@ here: how any of it is stored (store) or carried out (engine, tools, brains).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from goclaw.core.decisions import Verdict
@@ -228,6 +228,8 @@ class Tool:
     """ACP's tool kinds: read, edit, execute, fetch, other and so on."""
     file_argument: str | None = None
     """The property whose file the gate opens (schema ``format: file``)."""
+    url_argument: str | None = None
+    """The property whose URL is decided about as ``net.connect``."""
     key_argument: str | None = None
     """The property that is the idempotency key of a call (E-4), where the schema names one."""
 
@@ -238,11 +240,12 @@ class Tool:
 
     @property
     def plain_argument(self) -> str | None:
-        """The property that the rest of a slash command's line may be: the file, or the only one
-        there is."""
+        """The property that the rest of a slash command's line may be: the file, the URL, or the
+        only one there is."""
         required = self.input_schema.get("required", [])
-        if self.file_argument is not None and set(required) <= {self.file_argument}:
-            return self.file_argument
+        main = self.file_argument or self.url_argument
+        if main is not None and set(required) <= {main}:
+            return main
         alone = [*self.input_schema.get("properties", {})] == required and len(required) == 1
         return required[0] if alone else None
 
@@ -314,6 +317,8 @@ class Call:
     """A sub-task: the attempt is parked until that run has ended; ``dispatch`` is not called."""
     question: bool = False
     """A person is asked whatever the policy says."""
+    inside: list[Decision] = field(default_factory=list)
+    """Decisions taken while it is carried out; they commit with its end (A-8)."""
 
     @property
     def decision(self) -> Decision | None:

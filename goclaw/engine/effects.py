@@ -763,7 +763,7 @@ class _Entry:
             raise
         except Retryable as error:
             error.work = error.work or self.work
-            await self._journal.apply(self._closed(EffectState.RETRYABLE))
+            await self._journal.apply(*self._decided_inside(), self._closed(EffectState.RETRYABLE))
             raise
         except asyncio.CancelledError as error:
             current = asyncio.current_task()
@@ -792,6 +792,12 @@ class _Entry:
     def _closed(self, state: EffectState) -> _Part:
         return self._journal.bind("effect_result", ordinal=self.ordinal, state=str(state), failed=0)
 
+    def _decided_inside(self) -> list[_Part]:
+        """The decisions of a dispatch, each recorded once."""
+        parts = self._journal.audit(*self.call.inside)
+        self.call.inside.clear()
+        return parts
+
     def _recorded(self, output: bytes, failed: int) -> list[_Part]:
         """A record that needs no intent, and what tells clients of it."""
         assert self.result is not None
@@ -809,6 +815,7 @@ class _Entry:
             return
         parts = [
             *before,
+            *self._decided_inside(),
             journal.bind(
                 "effect_result", ordinal=self.ordinal, state=str(EffectState.RESULT),
                 result=output, failed=failed,
@@ -831,17 +838,19 @@ class _Entry:
     async def _unclear(self, error: BaseException) -> None:
         """Dispatch ended without a definite answer (E-3)."""
         journal, call = self._journal, self.call
+        inside = self._decided_inside()
         match call.effect_class:
             case EffectClass.PURE | EffectClass.KEYED:
-                await journal.apply(self._closed(EffectState.RETRYABLE))
+                await journal.apply(*inside, self._closed(EffectState.RETRYABLE))
                 raise self._no_answer(error) from error
             case EffectClass.PROBEABLE:
-                await journal.apply(self._closed(EffectState.UNKNOWN))
+                await journal.apply(*inside, self._closed(EffectState.UNKNOWN))
                 raise self._no_answer(error) from error
             case _ if self._on_unknown == "suspend":
-                raise Park("effect_unknown", [self._closed(EffectState.UNKNOWN)]) from error
+                parts = [*inside, self._closed(EffectState.UNKNOWN)]
+                raise Park("effect_unknown", parts) from error
             case _:
-                await journal.apply(self._closed(EffectState.UNKNOWN))
+                await journal.apply(*inside, self._closed(EffectState.UNKNOWN))
                 await self._tell()
 
     def _no_answer(self, error: BaseException) -> Retryable:

@@ -18,7 +18,7 @@ from goclaw.core.decisions import Decision
 from goclaw.core.errors import PolicyRefused
 from goclaw.core.home import policy_text
 from goclaw.core.metrics import DECISIONS
-from goclaw.policy import document, pdp, review
+from goclaw.policy import document, egress, pdp, review
 from goclaw.policy.rates import Rates
 
 if TYPE_CHECKING:
@@ -201,6 +201,14 @@ class Policies:
             policy, subject=subject, action=action, resource=resource, context=context,
             decision_id=self._clock.new_id("decision"), at_ms=now, spent=spent,
         )  # fmt: skip
+
+    def names(self, version: str, place: egress.Address) -> bool:
+        """Does that version name an address as one that may be dialled (A-4)?"""
+        policy = self._by_version.get(version, self.current)
+        return any(
+            place.version == network.version and place in network
+            for network in egress.named_networks(policy)
+        )
 
     # -- the past ------------------------------------------------------------------------------
 

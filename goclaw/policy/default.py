@@ -110,6 +110,15 @@ resources = [
 ]
 reason = "file tools are decided about again for each path"
 
+# So is naming the http tool; where it goes is decided below, as net.connect.
+[[rule]]
+id = "builtin-http-tool"
+effect = "allow"
+actions = ["tool.call"]
+subjects = [{ kind = "run" }]
+resources = [{ exact = "builtin/http" }]
+reason = "each URL, each redirect and each address is decided about again"
+
 # Built-in skills are there from the start.
 [[rule]]
 id = "daemon-activates-builtin-skills"

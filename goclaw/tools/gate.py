@@ -20,17 +20,20 @@ from goclaw.core.decisions import ON_UNKNOWN, Context, Origin, Subject, SubjectK
 from goclaw.core.errors import GoclawError, InvalidParams
 from goclaw.core.records import Call, Done
 from goclaw.core.states import EffectClass
+from goclaw.policy import egress, pdp
 from goclaw.tools import files
 from goclaw.tools.builtin import child_of, sleep_ms
+from goclaw.tools.http import Reaches, class_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from goclaw.core.decisions import Decision
     from goclaw.core.records import CallResult, Session, Task, Tool
+    from goclaw.policy.egress import Address
     from goclaw.tools.registry import Entry, Registry
 
-__all__ = ["Decide", "Gate", "context_of", "error_output", "subject_of"]
+__all__ = ["Decide", "Gate", "Names", "context_of", "error_output", "subject_of"]
 
 # Sandboxes in which a call counts as confined.
 _CONFINED = frozenset({"wasm", "runner", "confined"})
@@ -52,6 +55,17 @@ class Decide(Protocol):
         version: str | None = None,
     ) -> Decision:
         """Pure, and quick."""
+
+
+class Names(Protocol):
+    """Does the policy of that version name an address (A-4)?"""
+
+    def __call__(self, version: str, place: Address) -> bool:
+        """Pure, and quick."""
+
+
+def _names_nothing(version: str, place: Address) -> bool:
+    return False
 
 
 def subject_of(task: Task, brain: str) -> Subject:
@@ -78,7 +92,8 @@ def error_output(message: str, code: str = "tool_failed") -> bytes:
 
 
 class Gate:
-    """Builds calls. ``closed`` answers (device, inode) of files that no tool may open."""
+    """Builds calls. ``closed`` answers (device, inode) of files that no tool may open; ``names``
+    which special addresses may be dialled."""
 
     def __init__(
         self,
@@ -86,8 +101,10 @@ class Gate:
         decide: Decide,
         *,
         closed: Callable[[], Collection[tuple[int, int]]] = _NOTHING_OPEN,
+        names: Names = _names_nothing,
     ) -> None:
         self._registry, self._decide, self._closed = registry, decide, closed
+        self._names = names
 
     def decide_brain(self, task: Task, session: Session, brain: str) -> Decision:
         """May this brain answer for this run?"""
@@ -128,7 +145,7 @@ class Gate:
         if misfit is not None:
             return _misfit(tool, request, f"{tool}: {misfit}.")
         subject = subject_of(task, brain)
-        context = context_of(session, entry.tool.effect_class, request)
+        context = context_of(session, class_of(entry.tool, arguments), request)
         decide = functools.partial(self._decide, subject, version=task.policy_version)
         decisions = [decide("tool.call", entry.tool.resource, context)]
         place = None
@@ -140,7 +157,14 @@ class Gate:
                 return _misfit(tool, request, str(error))
             about = dataclasses.replace(context, bytes=place.bytes, roots=roots)
             decisions.append(decide("fs.read", place.path, about))
-        return self._built(entry, arguments, request, decisions, place)
+        permit = None
+        if entry.tool.url_argument is not None:
+            size = len(arguments.get("body", "").encode())
+            about = dataclasses.replace(context, bytes=size)
+            asked = decide(egress.ACTION, arguments[entry.tool.url_argument], about)
+            decisions.append(asked)
+            permit = _Permit(decide, asked, functools.partial(self._names, task.policy_version))
+        return self._built(entry, arguments, request, decisions, place, permit)
 
     def _built(
         self,
@@ -149,6 +173,7 @@ class Gate:
         request: bytes,
         decisions: list[Decision],
         place: files.Place | None,
+        permit: _Permit | None,
     ) -> Call:
         tool = entry.tool
         decisions = [_obliged(decision, tool.sandbox) for decision in decisions]
@@ -157,13 +182,14 @@ class Gate:
         if tool.effect_class is EffectClass.PROBEABLE:
             probe = functools.partial(_probe, entry, arguments)
         return Call(
-            kind="tool", name=tool.name, request=request, effect_class=tool.effect_class,
-            dispatch=functools.partial(self._dispatch, entry, arguments, place),
+            kind="tool", name=tool.name, request=request, effect_class=class_of(tool, arguments),
+            dispatch=functools.partial(self._dispatch, entry, arguments, place, permit),
             decisions=tuple(decisions), title=title, designated_key=_designated(tool, arguments),
             announce=functools.partial(_announce, tool.kind, title, request, place),
             report=_report,
             probe=probe,
             wait_ms=sleep_ms(tool, arguments), child=child_of(tool, arguments),
+            inside=[] if permit is None else permit.taken,
         )  # fmt: skip
 
     async def _dispatch(
@@ -171,6 +197,7 @@ class Gate:
         entry: Entry,
         arguments: dict[str, Any],
         place: files.Place | None,
+        permit: _Permit | None,
         key: str,
         cancelled: asyncio.Event,
     ) -> Done:
@@ -184,9 +211,12 @@ class Gate:
                 except OSError as error:
                     return _unreadable(place.path, error.strerror or str(error))
                 opened[entry.tool.file_argument] = descriptor
-            done = await entry.origin.run(
-                entry.tool, arguments, key=key, cancelled=cancelled, files=opened
-            )
+            if permit is not None and isinstance(entry.origin, Reaches):
+                done = await entry.origin.reach(entry.tool, arguments, key=key, permit=permit)
+            else:
+                done = await entry.origin.run(
+                    entry.tool, arguments, key=key, cancelled=cancelled, files=opened
+                )
         except GoclawError as error:
             return Done(error_output(str(error), error.code), failed=True)
         finally:
@@ -206,6 +236,39 @@ class Gate:
             dispatch=answered, title=title, question=True,
             announce=functools.partial(_announce, "other", title, b"", None), report=_report,
         )  # fmt: skip
+
+
+class _Permit:
+    """What a call may reach: the URL that was decided about, and whatever else the policy allows
+    without a question. ``taken`` are the decisions on the way, those that count (A-8)."""
+
+    def __init__(
+        self, decide: Callable[..., Decision], asked: Decision, names: Callable[[Address], bool]
+    ) -> None:
+        self._decide, self._asked, self._names = decide, asked, names
+        self._known = {asked.resource: dataclasses.replace(asked, effect=Verdict.ALLOW)}
+        self.taken: list[Decision] = []
+
+    def decide(self, url: str, method: str) -> Decision:
+        """See net.egress.Permit. Who holds this was let through: the policy or a person said yes
+        to the first URL."""
+        decision = self._known.get(url)
+        if decision is None:
+            decision = self._known[url] = self._decide(egress.ACTION, url, self._asked.context)
+            self.taken.append(decision)
+        return decision
+
+    def refuses(self, url: str, place: Address) -> Decision | None:
+        """See net.egress.Permit."""
+        decision: Decision = self._decide(egress.ACTION, url, self._asked.context)
+        kind = egress.special_kind(place)
+        if kind is not None and not self._names(egress.plain_address(place)):
+            why = f"{place} is a {kind} address, which no rule names"
+            decision = dataclasses.replace(decision, effect=Verdict.DENY, reason=why)
+        elif decision.effect is not Verdict.DENY or decision.rule_id == pdp.DEFAULT:
+            return None  # a name was allowed: its addresses need no rule of their own
+        self.taken.append(decision)
+        return decision
 
 
 def _designated(tool: Tool, arguments: dict[str, Any]) -> str | None:

@@ -144,6 +144,7 @@ CALLS = {
     "gate.call": ("goclaw/engine/", "goclaw/brains/", "goclaw/daemon.py"),
     "origin.run": ("goclaw/tools/gate.py",),
     "origin.probe": ("goclaw/tools/gate.py",),
+    "origin.reach": ("goclaw/tools/gate.py",),
     "call.dispatch": ("goclaw/engine/effects.py",),
     "call.probe": ("goclaw/engine/effects.py", "goclaw/engine/settlement.py"),
 }
