@@ -28,7 +28,7 @@ from goclaw.core.processes import Children
 from goclaw.engine import Engine
 from goclaw.engine.policies import Policies
 from goclaw.gateway import Gateway, Services
-from goclaw.gateway.access import BearerToken
+from goclaw.gateway.access import BearerToken, tls_context
 from goclaw.gateway.descent import Orphans, adopt_orphans
 from goclaw.ops import backup, metrics
 from goclaw.ops.replay import RecordedGate, replay
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from goclaw.core.clock import Clock
-    from goclaw.core.config import Config
+    from goclaw.core.config import Address, Config, ListenConfig
     from goclaw.core.home import HomeLock
     from goclaw.core.records import Call, CallOf, Session, Task, Tool, ToolSource
 
@@ -174,8 +174,7 @@ class Daemon:
         await self.gateway.serve_unix(self.socket_path)
         address = None if self.embedded else self.config.listen.tcp
         if address is not None:
-            port = await self.gateway.serve_ws(address.host, address.port)
-            self.ws_url = f"ws://{address.host}:{port}/ws"
+            self.ws_url = await self._serve_ws(address, self.config.listen)
         undo.callback(self.home.remove_daemon_json)
         undo.push_async_callback(self._stop_engine)
         self.engine.open_lanes()
@@ -190,6 +189,18 @@ class Daemon:
             )
         )  # fmt: skip
         _log.info("ready", extra={"data": {"ws": self.ws_url, "native": _fast.NATIVE}})
+
+    async def _serve_ws(self, address: Address, listen: ListenConfig) -> str:
+        """The URL; of several names of this machine the first."""
+        names = listen.known_as
+        tls = None
+        if listen.tls is not None:
+            certificate, key = (self.home.root / path for path in listen.tls)
+            tls = tls_context(certificate, key)
+        port = await self.gateway.serve_ws(address.host, address.port, tls=tls, names=names)
+        host = names[0] if names else address.host
+        host = f"[{host}]" if ":" in host else host
+        return f"{'ws' if tls is None else 'wss'}://{host}:{port}/ws"
 
     def _services(self) -> Services:
         return Services(

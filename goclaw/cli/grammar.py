@@ -80,6 +80,10 @@ def build() -> argparse.ArgumentParser:
 def _work(verbs: Any) -> None:
     serve = _verb(verbs, "serve", "serve", "run the daemon in the foreground until it is stopped")
     serve.add_argument("--listen", metavar="HOST:PORT", help="where /ws listens; port 0: any free")
+    serve.add_argument(
+        "--beyond-loopback", action="store_const", const="yes",
+        help="listen where other machines can connect, with TLS",
+    )  # fmt: skip
     serve.add_argument("--lanes", metavar="N", help="attempts that run at once")
     _brain(serve, "the brain of prompts that name none")
     serve.add_argument(

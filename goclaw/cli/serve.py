@@ -29,6 +29,7 @@ def serve(options: argparse.Namespace) -> int:
     given = {
         "queue.lanes": options.lanes,
         "listen.address": options.listen,
+        "listen.beyond_loopback": options.beyond_loopback,
         "brain.default": brain_name(options.brain),
     }
     chosen = {name: text for name, text in given.items() if text is not None}

@@ -61,6 +61,7 @@ ENVIRONMENT_OTHER: Final = frozenset(
 OPTIONS: Final = {
     "queue.lanes": "--lanes",
     "listen.address": "--listen",
+    "listen.beyond_loopback": "--beyond-loopback",
     "brain.default": "--brain",
 }
 """Settings that the command line may override: section.key to option."""
@@ -238,6 +239,11 @@ class Address(NamedTuple):
     host: str
     port: int
 
+    @property
+    def is_loopback(self) -> bool:
+        """True when nobody outside this machine can get there."""
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
 
 @dataclass(frozen=True, slots=True)
 class ListenConfig:
@@ -247,10 +253,29 @@ class ListenConfig:
         "127.0.0.1:0", "Where /ws listens; port 0 takes a free one; none: only the Unix socket."
     )
 
+    beyond_loopback: str = _choice(
+        "no", "yes", text="yes: the address may be one that other machines reach, with TLS."
+    )
+    tls_certificate: str = _text(
+        "none", "PEM file of the certificate and its chain; relative to the home. /ws is wss then."
+    )
+    tls_key: str = _text("none", "PEM file of its key, which only you may read.")
+    names: str = _text("none", "Host names, comma between them, by which others call this machine.")
+
     @property
     def tcp(self) -> Address | None:
         """The address, or None when only the Unix socket is wanted."""
         return parse_address(self.address)
+
+    @property
+    def tls(self) -> tuple[str, str] | None:
+        """The files of certificate and key; None without TLS."""
+        return None if self.tls_certificate == "none" else (self.tls_certificate, self.tls_key)
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """``names``, parsed."""
+        return parse_names(self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +356,10 @@ class Config:
 
 
 _TEXTS: Final = {
-    "listen.address": '"HOST:PORT" with a loopback host, or "none"',
+    "listen.address": '"HOST:PORT" with a numeric host or localhost, or "none"',
+    "listen.tls_certificate": 'a path, or "none"',
+    "listen.tls_key": 'a path, or "none"',
+    "listen.names": '"none", or NAME,NAME,...',
     "queue.bounds": (
         '"none", or WORK RULES; WORK RULES; ... with WORK as tool:NAME, brain:NAME or pool:NAME '
         "and RULES as in tool:fetch 2 at once, 30/min"
@@ -391,6 +419,7 @@ def load(
         values[name] = _from_text(_SETTINGS[name], text, f"{OPTIONS[name]} {text}", UsageError)
     _settle_pairs(values)
     _check_lanes(values)
+    _check_listen(values)
     sections: dict[str, Any] = {}
     for section in dataclasses.fields(Config):
         if section.name == _NAMED:
@@ -407,7 +436,7 @@ def load(
 def parse_address(text: str) -> Address | None:
     """``HOST:PORT`` or ``[IPV6]:PORT`` as an Address; None for "" and "none".
 
-    Raises ValueError when it is neither, or when the host is not this machine's loopback.
+    Raises ValueError when it is neither.
     """
     if text in ("", "none"):
         return None
@@ -422,12 +451,25 @@ def parse_address(text: str) -> Address | None:
         raise ValueError("the port is not a number from 0 to 65535")
     if host != "localhost":
         try:
-            loopback = ipaddress.ip_address(host).is_loopback
+            ipaddress.ip_address(host)
         except ValueError:
             raise ValueError("the host is neither localhost nor a numeric address") from None
-        if not loopback:
-            raise ValueError("listening beyond this machine needs TLS, which is not there yet")
     return Address(host, int(digits))
+
+
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """``build.example, build.lan`` as its names in lower case; none for "none".
+
+    Raises ValueError that says which is no host name.
+    """
+    found = [] if text == "none" else [name.strip().lower() for name in text.split(",")]
+    for name in found:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name or 'nothing'} is no host name")
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,6 +517,7 @@ def parse_bounds(text: str) -> dict[str, Gate]:
 
 _PARSERS: Final[dict[str, Callable[[str], object]]] = {
     "listen.address": parse_address,
+    "listen.names": parse_names,
     "queue.bounds": parse_bounds,
 }
 
@@ -653,6 +696,35 @@ def _check_lanes(values: dict[str, int | str]) -> None:
             f"queue.reserved_lanes = {reserved} leaves none of {lanes} lanes for other tasks.",
             hint="Lower it, or raise queue.lanes.",
             key="queue.reserved_lanes",
+        )
+
+
+def _check_listen(values: dict[str, int | str]) -> None:
+    """Beyond this machine only with TLS and a word that says so (A-9)."""
+    chosen = {row.key: values.get(row.name, row.default) for row in _SETTINGS.values()
+              if row.section == "listen"}  # fmt: skip
+    address = parse_address(str(chosen["address"]))
+    tls = [name for name in ("tls_certificate", "tls_key") if chosen[name] != "none"]
+    if len(tls) == 1:
+        raise ConfigRefused(
+            f"listen.{tls[0]} stands alone.",
+            hint="TLS needs both: tls_certificate and tls_key.",
+            key=f"listen.{tls[0]}",
+        )
+    if address is None or address.is_loopback:
+        return
+    where = f"listen.address = {_toml(str(chosen['address']))} is not on this machine's loopback"
+    if chosen["beyond_loopback"] != "yes":
+        raise ConfigRefused(
+            f"{where}: other machines could connect.",
+            hint='If they should, set listen.beyond_loopback = "yes", and a certificate.',
+            key="listen.beyond_loopback",
+        )
+    if not tls:
+        raise ConfigRefused(
+            f"{where}, and without TLS its token could be read on the way.",
+            hint="Set listen.tls_certificate and listen.tls_key.",
+            key="listen.tls_certificate",
         )
 
 

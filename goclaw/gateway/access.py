@@ -1,4 +1,4 @@
-"""Who may connect: the uid of a Unix peer; Host, Origin and bearer token of an upgrade.
+"""Who may connect: the uid of a Unix peer; Host, Origin and bearer token of an upgrade; TLS.
 
 Owns A-9 and the throttling of A-12. Not in here: what a client may do then (policy). A token is
 never logged, and neither is a URL, which might hold one.
@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import ipaddress
 import socket
+import stat
 import struct
 from collections import OrderedDict
 from http import HTTPStatus
@@ -19,9 +20,12 @@ from urllib.parse import unquote, urlsplit
 from websockets.datastructures import MultipleValuesError
 
 from goclaw.core import limits
+from goclaw.core.errors import ListenerFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import ssl
+    from collections.abc import Callable, Collection
+    from pathlib import Path
 
     from websockets.datastructures import Headers
 
@@ -35,6 +39,7 @@ __all__ = [
     "bearer",
     "judge",
     "peer_uid",
+    "tls_context",
 ]
 
 PATHS: Final = ("/ws", "/acp")
@@ -87,8 +92,31 @@ def peer_uid(peer: socket.socket) -> int:
     return int(uid)
 
 
-def judge(target: str, headers: Headers, token: str) -> Refusal | None:
-    """What is wrong with an upgrade request, None when nothing is.
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """For a listener; ListenerFailed when the files are none, or the key is open to others."""
+    import ssl
+
+    try:
+        mode = key.stat().st_mode
+        if mode & 0o077:
+            raise ListenerFailed(
+                f"Others may read the key {key} (mode {stat.S_IMODE(mode):04o}).",
+                hint=f"If you trust it still: chmod 600 {key}",
+            )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(certificate, key, password=lambda: "")  # nobody is asked for one
+    except OSError as error:  # ssl.SSLError is one
+        raise ListenerFailed(
+            f"TLS cannot use {certificate} with {key}: {error.strerror or error}.",
+            hint="See listen.tls_certificate and listen.tls_key: PEM files, the key unencrypted.",
+        ) from None
+    return context
+
+
+def judge(target: str, headers: Headers, token: str, names: Collection[str] = ()) -> Refusal | None:
+    """What is wrong with an upgrade request, None when nothing is. ``names``: what this machine is
+    called beside localhost and its loopback addresses.
 
     A token in the URL is refused first, also beside a good header: it may be in somebody's log
     already. We take no query at all, so that no spelling of it slips through.
@@ -102,9 +130,9 @@ def judge(target: str, headers: Headers, token: str) -> Refusal | None:
         host, origin = headers.get("Host"), headers.get("Origin")
     except MultipleValuesError:
         return Refusal(HTTPStatus.BAD_REQUEST, "A header that stands once stands twice.")
-    if host is None or not _is_loopback(f"//{host}"):
+    if host is None or not _is_here(f"//{host}", names):
         return Refusal(HTTPStatus.FORBIDDEN, "The Host is not this machine.")
-    if origin is not None and not _is_loopback(origin):
+    if origin is not None and not _is_here(origin, names):
         return Refusal(HTTPStatus.FORBIDDEN, "The Origin is not this machine.")
     if target in HEALTH:
         return None
@@ -132,7 +160,7 @@ def bearer(headers: Headers) -> str | None:
     return given.strip() if scheme.lower() == "bearer" else None
 
 
-def _is_loopback(url: str) -> bool:
+def _is_here(url: str, names: Collection[str]) -> bool:
     """True for a URL whose host is this machine by name or number, on any port."""
     try:
         parts = urlsplit(url)
@@ -142,7 +170,7 @@ def _is_loopback(url: str) -> bool:
         return False
     if name is None or parts.username is not None or parts.path or parts.query:
         return False
-    if name == "localhost":
+    if name == "localhost" or name in names:
         return True
     try:
         return ipaddress.ip_address(name).is_loopback

@@ -28,6 +28,8 @@ from goclaw.gateway.transports import FrameTransport, LineTransport, listen_fram
 from goclaw.gateway.watch import Board
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Collection
     from pathlib import Path
 
     from websockets.asyncio.server import Server, ServerConnection
@@ -58,6 +60,7 @@ class Gateway:
         self._throttle = Throttle()
         self._connections: set[Connection] = set()
         self._handshaking: set[FrameConnection] = set()
+        self._names: frozenset[str] = frozenset()
         self.had_client = False
         """True once a client was connected, however briefly."""
         self._unix: asyncio.AbstractServer | None = None
@@ -104,13 +107,23 @@ class Gateway:
             ) from None
         self._unix_path = path
 
-    async def serve_ws(self, host: str, port: int) -> int:
-        """Listen for WebSocket upgrades on a loopback address; the port in use. ListenerFailed."""
+    async def serve_ws(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        names: Collection[str] = (),
+    ) -> int:
+        """Listen for WebSocket upgrades; the port in use. ``names``: what clients may call this
+        machine beside localhost. ListenerFailed."""
+        self._names = frozenset((host, *names))
         self._ws = await listen_frames(
             self._serve_ws,
             "127.0.0.1" if host == "localhost" else host,
             port,
             doors=self,
+            tls=tls,
             process_request=self._judge,
             process_response=self._respond,
         )
@@ -162,12 +175,14 @@ class Gateway:
                 return connection.respond(408, "\n")  # nobody hears it: it has not been judged
         token, frames = self._services.token, cast("FrameConnection", connection)
         frames.generation = token.generation
-        refusal = judge(request.path, request.headers, token.value)
+        refusal = judge(request.path, request.headers, token.value, self._names)
         if refusal is not None and refusal.wrong_token:
             shown = bearer(request.headers) or ""
             frames.attempt = await self._permits.attempt(shown)
             if frames.attempt is not None:
-                refusal = judge(request.path, request.headers, shown)
+                refusal = judge(request.path, request.headers, shown, self._names)
+                if request.path == METRICS:
+                    refusal = Refusal(HTTPStatus.FORBIDDEN, "An attempt has its own methods only.")
         elif refusal is None and request.path in HEALTH:
             return self._health(connection, request.path)
         elif refusal is None and await asyncio.to_thread(_is_ours, connection):

@@ -60,7 +60,13 @@ def test_without_a_file_the_defaults_of_the_contract_hold(home: Path) -> None:
         },
         "acp": {"on_disconnect": "continue"},
         "store": {"synchronous": "full"},
-        "listen": {"address": "127.0.0.1:0"},
+        "listen": {
+            "address": "127.0.0.1:0",
+            "beyond_loopback": "no",
+            "tls_certificate": "none",
+            "tls_key": "none",
+            "names": "none",
+        },
         "daemon": {"drain_s": 30, "idle_exit_s": 600},
         "brain": {"default": "direct"},
         "brains": (),
@@ -152,7 +158,7 @@ def test_the_template_is_the_defaults_in_comments(home: Path) -> None:
         ("[store]\nsynchronous = 1", "synchronous = 1 is not allowed"),
         ("[brain]\ndefault = ''", "brain.default takes the name of a brain"),
         ('[brain]\ndefault = "a\\u0000b"', "brain.default takes the name of a brain"),
-        ("[listen]\naddress = '0.0.0.0:80'", "listening beyond this machine needs TLS"),
+        ("[listen]\nnames = 'a.example, b c'", "b c is no host name"),
         ("[queue]\nbackoff_ms_min = 9\nbackoff_ms_max = 8", "queue.backoff_ms_min = 9 is above"),
         ("[queue\nlanes = 4", "is not valid TOML:"),
         ("[queue]\nlanes = 4\nlanes = 5", "is not valid TOML:"),
@@ -270,9 +276,6 @@ def test_a_loopback_address_is_taken(text: str, expected: Address | None) -> Non
 @pytest.mark.parametrize(
     "text",
     [
-        "0.0.0.0:1",
-        "[::]:1",
-        "192.168.0.1:1",
         "example.org:1",
         "127.0.0.1",
         "127.0.0.1:",
@@ -287,9 +290,35 @@ def test_a_loopback_address_is_taken(text: str, expected: Address | None) -> Non
     ],
 )
 def test_any_other_address_is_refused(text: str, home: Path) -> None:
-    with pytest.raises(ValueError, match=r"^(it is|an IPv6|the port|the host|listening) "):
+    with pytest.raises(ValueError, match=r"^(it is|an IPv6|the port|the host) "):
         parse_address(text)
     assert "listen.address takes" in str(refusal(home, {"GOCLAW_LISTEN_ADDRESS": text}))
+
+
+@pytest.mark.req("A-9")
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.168.0.1:1", "[2001:db8::1]:0"])
+def test_beyond_this_machine_takes_a_word_and_tls(address: str, home: Path) -> None:
+    """Each of the two alone is refused, whichever way it was given."""
+    flag = {"listen.address": address, "listen.beyond_loopback": "yes"}
+    tls = {"GOCLAW_LISTEN_TLS_CERTIFICATE": "c.pem", "GOCLAW_LISTEN_TLS_KEY": "k.pem"}
+    alone = {"listen.address": address}
+    half = {"GOCLAW_LISTEN_TLS_KEY": "k.pem"}
+    for environ, options, says in (
+        ({}, alone, "other machines could connect"),
+        ({}, flag, "without TLS its token could be read"),
+        (tls, alone, "other machines could connect"),
+        ({**tls, "GOCLAW_LISTEN_BEYOND_LOOPBACK": "no"}, alone, "other machines could connect"),
+        (half, flag, "listen.tls_key stands alone"),
+        (half, {}, "listen.tls_key stands alone"),
+    ):
+        with pytest.raises(ConfigRefused, match=says):
+            load(home, environ, options)
+    listen = load(home, {**tls, "GOCLAW_LISTEN_NAMES": "A.example, b"}, flag).listen
+    assert listen.tls == ("c.pem", "k.pem")
+    assert listen.known_as == ("a.example", "b")
+    assert listen.tcp is not None
+    assert not listen.tcp.is_loopback
+    assert load(home, {}, {"listen.address": "127.0.0.1:0"}).listen.tls is None
 
 
 @pytest.mark.req("A-14")

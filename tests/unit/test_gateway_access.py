@@ -6,13 +6,17 @@ Owns the table of requests. Not in here: real sockets (``test_wire_access.py``).
 from __future__ import annotations
 
 import socket
+import ssl
+from pathlib import Path
 
 import pytest
 from websockets.datastructures import Headers
 
 from goclaw.core import limits
-from goclaw.gateway.access import Throttle, judge, peer_uid
+from goclaw.core.errors import ListenerFailed
+from goclaw.gateway.access import Throttle, judge, peer_uid, tls_context
 
+VECTORS = Path(__file__).parents[1] / "vectors" / "tls"
 TOKEN = "f" * 43
 
 
@@ -92,6 +96,38 @@ def test_the_host_is_this_machine(host: str | None, status: int) -> None:
 )  # fmt: skip
 def test_the_origin_is_this_machine(origin: str | None, status: int) -> None:
     assert asked(origin=origin) == status
+
+
+@pytest.mark.req("A-9")
+def test_the_names_of_this_machine_are_those_it_was_given() -> None:
+    for name, status in (("build.lan", None), ("BUILD.lan:1", None), ("lan", 403), ("a.lan", 403)):
+        for origin in (None, f"https://{name}"):
+            fields = {"Host": "localhost" if origin else name, "Authorization": f"Bearer {TOKEN}"}
+            headers = Headers(fields if origin is None else {**fields, "Origin": origin})
+            refusal = judge("/ws", headers, TOKEN, {"build.lan"})
+            assert (refusal and int(refusal.status)) == status, (name, origin)
+
+
+@pytest.mark.req("A-9")
+@pytest.mark.parametrize("fault", ["none", "open", "missing", "mixed", "encrypted"])
+def test_tls_takes_a_private_key_that_fits(fault: str, home: Path) -> None:
+    certificate, key = home / "c.pem", home / "k.pem"
+    certificate.write_bytes((VECTORS / "certificate.pem").read_bytes())
+    key.write_bytes((VECTORS / "key.pem").read_bytes())
+    key.chmod(0o640 if fault == "open" else 0o600)
+    if fault == "missing":
+        key.unlink()
+    elif fault == "mixed":
+        key.write_bytes(certificate.read_bytes())
+    elif fault == "encrypted":
+        key.write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n")
+    if fault == "none":
+        assert tls_context(certificate, key).minimum_version >= ssl.TLSVersion.TLSv1_2
+        return
+    with pytest.raises(ListenerFailed) as refused:
+        tls_context(certificate, key)
+    assert refused.value.exit == 6
+    assert str(key) in str(refused.value)
 
 
 @pytest.mark.req("A-9")
