@@ -2,7 +2,7 @@
 what comes back. Started by test_wire_listeners.py; needs nothing but Python.
 
 Usage: intruder.py [--orphan]; standard input: a JSON object {"socket", "messages"} or {"port",
-"token"}; prints a JSON list of answers, or the status of the upgrade.
+"token", "path"?}; prints a JSON list of answers, or the status of the upgrade.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def over_socket(path: str, messages: list[dict[str, Any]]) -> list[Any]:
         return found
 
 
-def over_port(port: int, token: str) -> int:
+def over_port(port: int, token: str, path: str = "/ws") -> int:
     with socket.create_connection(("127.0.0.1", port), 20) as connection:
         connection.sendall(
-            f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
             "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
             f"Authorization: Bearer {token}\r\n\r\n".encode()
@@ -56,7 +56,7 @@ def main() -> None:
     if "socket" in task:
         found: Any = over_socket(task["socket"], task["messages"])
     else:
-        found = over_port(task["port"], task["token"])
+        found = over_port(**task)
     print(json.dumps(found), flush=True)
 
 

@@ -130,6 +130,8 @@ def test_it_gets_what_its_attempt_may(home: Path) -> None:
             assert not house.stops
             token = task["attemptToken"]
             assert await intruder({"port": house.port, "token": token}) == 101
+            figures = {"port": house.port, "token": token, "path": "/metrics"}
+            assert await intruder(figures) == 403
 
     asyncio.run(main())
 
