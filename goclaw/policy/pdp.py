@@ -62,7 +62,9 @@ DEFAULT: Final = "(default)"
 MALFORMED: Final = "(malformed)"
 """``rule_id`` of decisions that no rule made; a rule's own id cannot hold a parenthesis."""
 
-_NO_BOUND: Final = 2**63 - 1
+# Beyond every figure; two digits of Python's integers, which native code reads at once: a third one
+# cost 15 ns for each of two figures (2026-11).
+_NO_BOUND: Final = 2**60 - 1
 
 
 class ResourceKind(enum.StrEnum):
