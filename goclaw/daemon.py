@@ -297,6 +297,7 @@ class Daemon:
             "sessions": sessions - 1,
             "connections": self.gateway.connections,
             "policyVersion": self.policies.version,
+            "stopped": None if self.engine.halt.now is None else self.engine.halt.now.to_json(),
             "synchronous": self.config.store.synchronous,
             "databaseBytes": size,
             "fairness": await self.engine.fairness(),

@@ -202,6 +202,18 @@ def _effect(verbs: Any, name: str, about: str) -> Any:
 
 
 def _rules(verbs: Any) -> None:
+    stop = _verb(verbs, "stop", "halt:stop", "emergency stop, until `goclaw resume`")
+    level = stop.add_mutually_exclusive_group(required=True)
+    level.add_argument(
+        "--effects", action="store_true", help="send nothing that is not pure; agents may think"
+    )
+    level.add_argument(
+        "--all", action="store_true", help="begin nothing, and interrupt what is under way"
+    )
+    stop.add_argument("--why", metavar="TEXT", help="shown in `goclaw status`")
+    _json(stop, "what stands still as one object")
+    resume = _verb(verbs, "resume", "halt:resume", "end the emergency stop")
+    _json(resume, "what goes on as one object")
     policy = _group(verbs, "policy", "what may happen: check, explain, show, reload, history, test")
     check = _verb(policy, "check", "policy:check", "is policy.toml valid? faults with their lines")
     check.add_argument("file", nargs="?", metavar="FILE", help="another file than the home's")

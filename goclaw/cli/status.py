@@ -37,6 +37,13 @@ def status(options: argparse.Namespace) -> int:
     value = found.json
     fairness = value["fairness"]
     busy = {state: count for state, count in value["tasks"].items() if count}
+    stopped = value.get("stopped")
+    if stopped is not None:
+        why = f": {stopped['why']}" if stopped["why"] else ""
+        show.tell(
+            f"EMERGENCY STOP ({stopped['level']}) since {stopped['at']}{why}; "
+            "`goclaw resume` ends it"
+        )
     show.pairs(
         {
             "home": home.root,

@@ -35,6 +35,7 @@ from goclaw.core.errors import (
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Call, CallResult, Done, Retryable, Unclear
 from goclaw.core.states import EffectClass, EffectState
+from goclaw.engine import halt
 from goclaw.engine.late import Late, when_late
 from goclaw.store import Note
 
@@ -155,6 +156,7 @@ class Journal:
     ) -> None:
         self.task = task
         self.gates, self.subtasks = gates, subtasks
+        self.halt = gates.halt
         self.cancelled = cancelled
         self._database, self._clock, self._token = database, clock, token
         self._rows = {row["ordinal"]: row for row in effects}
@@ -251,6 +253,8 @@ class Journal:
         if row is not None and row["state"] == EffectState.RESULT:
             recorded: dict[str, Any] = orjson.loads(row["result"])
             return recorded
+        if self.halt.holds(EffectClass.PURE):
+            raise Park(halt.REASON)
         effect = {
             "ordinal": ordinal, "kind": "brain", "name": name, "hash": digest, "request": body,
             "key": effect_key(self.task, ordinal, name, body, None),
@@ -273,6 +277,7 @@ class Journal:
         entries = [_Entry(self, call, self._ordinal()) for call in calls]
         for entry in entries:
             if not entry.settle_from_journal():
+                entry.check_halt()
                 await entry.settle_unknown()
         await self._ask([entry for entry in entries if entry.result is None])
         try:
@@ -600,6 +605,11 @@ class _Entry:
 
     # -- may it be sent? -----------------------------------------------------------------------
 
+    def check_halt(self, parts: Sequence[_Part] = ()) -> None:
+        """Park when the emergency stop holds it (A-15)."""
+        if self._journal.halt.holds(self.call.effect_class) and not self._waited:
+            raise Park(halt.REASON, parts)
+
     def verdict(self) -> Verdict:
         """What the policy, the brain or an unknown equal says about sending it (again)."""
         if self._waited:
@@ -754,6 +764,7 @@ class _Entry:
         call = self.call
         if call.wait_ms and not self._waited:
             raise Park("sleep", self.intent(), due_ms=call.wait_ms)
+        self.check_halt([self._closed(EffectState.RETRYABLE)])  # it came behind the intent
         try:
             if call.child is None:
                 done = await call.dispatch(self.key, self._journal.cancelled)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
+    from goclaw.engine.halt import Halt
     from goclaw.store import Committed, Database
 
     _Row = dict[str, Any]
@@ -101,7 +102,9 @@ class External:
         database: Database,
         clock: Clock,
         queue: QueueConfig,
+        halt: Halt,
     ) -> None:
+        self._halt = halt
         self._database, self._clock, self._queue = database, clock, queue
         self._known: OrderedDict[str, Held] = OrderedDict()  # without a token
         self._words: set[asyncio.Future[Any]] = set()
@@ -187,7 +190,11 @@ class External:
         return self._answering(answer())
 
     def intend(self, held: Held, effect: Intent) -> asyncio.Future[Intended]:
-        """Journal what is about to be done; the answer says whether to do it (E-1, E-2, E-5)."""
+        """Journal what is about to be done; the answer says whether to do it (E-1, E-2, E-5).
+
+        PolicyDenied while the emergency stop holds it.
+        """
+        self._halt.check(effect.effect_class)
         faultpoint("before_intent")
         key = effect_key(held, effect.ordinal, effect.name, effect.digest, effect.designated_key)
         bind = self._database.bind

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
+    from goclaw.engine.halt import Halt
     from goclaw.store import Database, Event
 
 __all__ = ["Gates"]
@@ -38,7 +39,10 @@ class Gates:
         clock: Clock,
         queue: QueueConfig,
         let_in: Callable[[], None],
+        halt: Halt,
     ) -> None:
+        self.halt = halt
+        """The gate of everything."""
         self._database, self._clock = database, clock
         self._bounds, self._aging_factor = queue.gates, queue.aging_factor
         self._let_in = let_in

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from goclaw.core.config import QueueConfig
     from goclaw.core.decisions import Decision
     from goclaw.engine.fairness import Fairness
+    from goclaw.engine.halt import Halt
     from goclaw.store import Committed, Database, Event
 
 __all__ = ["Lease", "Pools"]
@@ -69,7 +70,9 @@ class Pools:
         policy_version: Callable[[], str],
         fairness: Fairness,
         remember: Callable[[Held], None],
+        halt: Halt,
     ) -> None:
+        self._halt = halt
         self._database, self._clock, self._queue = database, clock, queue
         self._policy_version, self._remember = policy_version, remember
         self._fairness = fairness
@@ -145,7 +148,7 @@ class Pools:
             self._check_open()
             self._note(pool)
             seen = self._changes
-            if await self._ready([pool]):
+            if not self._halt.holds_all and await self._ready([pool]):
                 leases = await self._take(pool, most, owner, decision)
                 if leases:
                     return leases

@@ -31,6 +31,7 @@ from goclaw.engine.external import External
 from goclaw.engine.fairness import Fairness, Turn, measure
 from goclaw.engine.forks import fork
 from goclaw.engine.gates import Gates
+from goclaw.engine.halt import Halt
 from goclaw.engine.hub import Hub
 from goclaw.engine.intake import Intake, check_key
 from goclaw.engine.pools import Pools
@@ -88,7 +89,8 @@ class Engine:
             database, clock, config.queue, open_tasks=self.open_tasks,
             policy_version=policy_version,
         )  # fmt: skip
-        self.gates = Gates(database, clock, config.queue, self._let_in)
+        self.halt = Halt(database, clock, self._halted)
+        self.gates = Gates(database, clock, config.queue, self._let_in, self.halt)
         self.subtasks = Subtasks(
             database, clock, self.intake, cancel=self.cancel_task, on_session=self._take_up
         )
@@ -99,13 +101,13 @@ class Engine:
             fairness=self._fairness, only_sids=only_sids,
         )  # fmt: skip
         self.settlement = Settlement(
-            database, clock, self.task, self.intake.session_by_sid, call_of
+            database, clock, self.task, self.intake.session_by_sid, call_of, self.halt
         )
         self.dead_letters = DeadLetters(database, clock, config.queue, self.open_tasks)
-        self.external = External(database, clock, config.queue)
+        self.external = External(database, clock, config.queue, self.halt)
         self.pools = Pools(
             database, clock, config.queue, policy_version=policy_version,
-            fairness=self._fairness, remember=self.external.remember,
+            fairness=self._fairness, remember=self.external.remember, halt=self.halt,
         )  # fmt: skip
         self.why = Why(database, clock, self.scheduler, self.pools)
         self._schedules = Schedules(
@@ -133,6 +135,7 @@ class Engine:
         self.recovered = await recover(
             self.database, self.clock, self.config.queue, boot=boot_id(), system_sid=system.sid
         )
+        await self.halt.start()
         await self.gates.start()
         await self.subtasks.start()
 
@@ -151,6 +154,12 @@ class Engine:
     def _let_in(self) -> None:
         self.scheduler.look_again()
         self.pools.look_again()
+
+    def _halted(self) -> None:
+        """The emergency stop was set or ended."""
+        if self.halt.holds_all:
+            self.scheduler.interrupt()
+        self._let_in()
 
     def look_again(self) -> None:
         """Sessions joined ``only_sids``: their tasks may have been waiting for a lane."""

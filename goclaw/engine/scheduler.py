@@ -111,11 +111,14 @@ class Scheduler:
 
     def hindrance(self, sid: int, *, prompt: bool) -> str | None:
         """Why no lane takes a head of that session now: no_daemon (this one runs the sessions of
-        its own clients only), shutting_down, lanes_busy, lanes_reserved; None when one will."""
+        its own clients only), shutting_down, emergency_stop, lanes_busy, lanes_reserved; None when
+        one will."""
         if self._only_sids is not None and sid not in self._only_sids:
             return "no_daemon"
         if self._stopping:
             return "shutting_down"
+        if self._gates.halt.holds_all:
+            return "emergency_stop"
         if len(self.live) >= self._queue.lanes:
             return "lanes_busy"
         if self._only_sids is None and not prompt and not self._has_room():
@@ -161,6 +164,11 @@ class Scheduler:
         for _ in range(max(1, len(self._idle))):
             self._one_more()
 
+    def interrupt(self) -> None:
+        """The emergency stop of everything: what runs goes back to the queue, and waits there."""
+        for attempt in tuple(self.live.values()):
+            attempt.stop("emergency_stop")
+
     def _one_more(self) -> None:
         """One more task may be claimable: an idle lane looks, or the next that ends its look."""
         self._changes += 1
@@ -174,10 +182,14 @@ class Scheduler:
         """Wait until something changed since the claim was made; after a failure not for ever."""
         if self._changes != claim.seen or self._stopping:
             return
+        await self._news(limits.BUSY_MS_MAX / 1000 if claim.failed else None)
+
+    async def _news(self, wait_s: float | None = None) -> None:
+        """Wait until somebody says that there may be something to do."""
         future = asyncio.get_running_loop().create_future()
         self._idle.append(future)
         try:
-            async with asyncio.timeout(limits.BUSY_MS_MAX / 1000 if claim.failed else None):
+            async with asyncio.timeout(wait_s):
                 await future
         except TimeoutError:
             return
@@ -186,6 +198,9 @@ class Scheduler:
 
     async def _lane(self) -> None:
         while not self._stopping:
+            if self._gates.halt.holds_all:
+                await self._news()
+                continue
             look = self._claim()
             claim: _Claim | None = look
             attempt = await self._take(look)
@@ -263,7 +278,7 @@ class Scheduler:
             claim.failed = True
             self._give_back(claim.token)
             return None
-        if self._stopping:
+        if self._stopping or self._gates.halt.holds_all:
             self._give_back(claim.token)
             return None
         self._claiming.pop(claim.token, None)
@@ -295,7 +310,8 @@ class Scheduler:
             nonlocal claim
             if claim is not None:
                 self._claiming.pop(claim.token, None)
-            claim = None if self._stopping else self._claim()
+            held = self._stopping or self._gates.halt.holds_all
+            claim = None if held else self._claim()
             return None if claim is None else claim.part
 
         key = (attempt.task.task_id, attempt.task.attempt)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.decisions import Decision
     from goclaw.core.records import Call, CallOf, Session
+    from goclaw.engine.halt import Halt
     from goclaw.store import Database
 
 __all__ = ["OUTCOMES", "Settlement"]
@@ -60,7 +61,9 @@ class Settlement:
         task: Callable[[str], Awaitable[dict[str, Any]]],
         session: Callable[[int], Awaitable[Session]],
         call_of: CallOf | None,
+        halt: Halt,
     ) -> None:
+        self._halt = halt
         self._database, self._clock = database, clock
         self._task, self._session, self._call_of = task, session, call_of
 
@@ -112,6 +115,7 @@ class Settlement:
         InvalidParams when the tool is none that can be asked, PolicyDenied when the policy in
         force forbids it. Waits for the tool, at most ``limits.PROBE_MS_MAX``.
         """
+        self._halt.check(EffectClass.PROBEABLE)
         task, row = await self._unknown(task_id, ordinal, "done")
         call = await self._rebuilt(task, row)
         decisions = [decision, *call.decisions]

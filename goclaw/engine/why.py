@@ -165,6 +165,9 @@ class Why:
             case "shutting_down":
                 text = f"{who} is ready, but the daemon is stopping."
                 return Because("shutting_down", text, command="goclaw serve")
+            case "emergency_stop":
+                text = f"{who} is ready, but the emergency stop is on."
+                return Because("emergency_stop", text, command="goclaw resume")
             case "lanes_busy":
                 busy = "the only lane is" if lanes == 1 else f"all {lanes} lanes are"
                 text = f"{who} is ready, but {busy} busy."
@@ -261,6 +264,9 @@ class Why:
                 yield from (_approval(one, who) for one in facts.approvals)
             case "effect_unknown":
                 yield from (_unknown(row, one, whom) for one in facts.effects)
+            case "emergency_stop":
+                text = f"{who} met the emergency stop before an effect, and waits for its end."
+                yield Because("emergency_stop", text, command="goclaw resume")
             case "signal":
                 yield Because("signal", f"{who} waits for the signal {_short(name)}.")
             case "sleep":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -25,6 +25,7 @@ from goclaw.core.faults import faultpoint
 from goclaw.core.records import Failed, Outcome, Retryable, Succeeded, Suspended
 from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.effects import Journal, Park
+from goclaw.engine.halt import REASON
 from goclaw.engine.late import Late
 from goclaw.store import rows
 
@@ -45,6 +46,9 @@ __all__ = ["LiveAttempt"]
 
 _log = log.logger("engine.worker")
 
+_GIVEN_BACK: Final = {"shutdown": "handed_back", "emergency_stop": "emergency_stop"}
+"""What stops an attempt without ending its task, and the reason in the task's event."""
+
 
 class LiveAttempt:
     """A RUNNING task and its token. Implements ``core.records.Attempt`` for the runner."""
@@ -64,7 +68,8 @@ class LiveAttempt:
         self._gates, self._subtasks = gates, subtasks
         self.cancelled = asyncio.Event()
         self.ended_by: str | None = None
-        """Why the attempt was stopped from outside: canceled, lease_lost, shutdown."""
+        """Why the attempt was stopped from outside: canceled, lease_lost, shutdown,
+        emergency_stop."""
         self.ending = False
         """Its last word is on its way: what commits from here on may be that."""
         self._database, self._clock, self._queue = database, clock, queue
@@ -154,7 +159,7 @@ class LiveAttempt:
             raise asyncio.CancelledError
         if outcome is None and self.ended_by is None:
             return _fault(asyncio.CancelledError("nobody had cancelled it"))
-        if outcome is None or (self.ended_by == "shutdown" and isinstance(outcome, Failed)):
+        if outcome is None or (self.ended_by in _GIVEN_BACK and isinstance(outcome, Failed)):
             await self._hand_back()  # what a stop broke is no failure (Q-5)
             return None
         return outcome
@@ -220,6 +225,8 @@ class LiveAttempt:
                 if not await self._may_try_again(error):
                     raise
             else:
+                if park.reason == REASON and self._gates.halt.now is None:
+                    await self._gates.halt.wake()  # it ended while this was on its way
                 return Suspended(park.reason)
 
     async def _end(
@@ -259,7 +266,7 @@ class LiveAttempt:
         _log.error("end not on disk", extra={"data": {"error": str(error)}})
         if self.ended_by is None and not await self._stopped_within(limits.BUSY_MS_MAX):
             return True
-        if self.ended_by != "shutdown":
+        if self.ended_by not in _GIVEN_BACK:
             return False
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await asyncio.wait([never], timeout=limits.STOP_RETRY_MS / 1000)
@@ -292,13 +299,14 @@ class LiveAttempt:
         )  # fmt: skip
 
     async def _hand_back(self) -> None:
-        """A shutdown gives the task back; all else that stops an attempt has ended it already."""
-        if self.ended_by != "shutdown":
+        """A shutdown and an emergency stop give the task back; all else that stops an attempt has
+        ended it already."""
+        if self.ended_by not in _GIVEN_BACK:
             return
         self.ending = True
         back = self._database.bind(
             "reclaim", tid=self.task.tid, token=self.token, spent=0,
-            crash_budget=self._queue.crash_budget, reason="handed_back",
+            crash_budget=self._queue.crash_budget, reason=_GIVEN_BACK[self.ended_by],
             now=self._clock.wall_ms(),
         )  # fmt: skip
         while True:

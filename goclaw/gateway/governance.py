@@ -1,7 +1,7 @@
-"""The methods about what may happen: the policy in force, the one before, and the next.
+"""The methods about what may happen: the policy, and the emergency stop.
 
 Owns their params and the shapes of their answers. Not in here: deciding, and what is kept of it
-(``engine.policies``).
+(``engine.policies``, ``engine.halt``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from goclaw.core import limits
 from goclaw.core.clock import rfc3339
 from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
 from goclaw.core.errors import InvalidParams
+from goclaw.engine.halt import Level
 from goclaw.gateway.connection import Connection, Handler, Later, Reply
 from goclaw.gateway.params import Params
 
@@ -135,4 +136,32 @@ _POLICY: Final[dict[str, Handler]] = {
     "explain": _explain, "reload": _reload, "history": _history, "test": _test,
 }  # fmt: skip
 
-METHODS: Final[dict[str, Handler]] = {"_goclaw/admin/policy": _policy}
+# -- the emergency stop ------------------------------------------------------------------------
+
+
+async def _stop(connection: Connection, params: Params) -> Reply:
+    level = Level(params.choice("level", tuple(Level)))
+    why = params.text_or_none("why", chars_max=limits.SAID_CHARS_MAX) or ""
+    decision = connection.require("admin.stop", level)
+    stopped = await connection.engine.halt.stop(
+        level, by=connection.client_id, why=why, sid=connection.services.system_sid,
+        decision=decision,
+    )  # fmt: skip
+    return Reply(stopped.to_json())
+
+
+async def _resume(connection: Connection, _params: Params) -> Reply:
+    decision = connection.require("admin.resume", "daemon")
+    halt = connection.engine.halt
+    was = halt.now
+    woken = await halt.resume(
+        by=connection.client_id, sid=connection.services.system_sid, decision=decision
+    )
+    return Reply({"resumed": was is not None, "tasks": woken})
+
+
+METHODS: Final[dict[str, Handler]] = {
+    "_goclaw/admin/policy": _policy,
+    "_goclaw/admin/stop": _stop,
+    "_goclaw/admin/resume": _resume,
+}

@@ -221,6 +221,17 @@ METHODS: Final = (
         "the object of `goclaw replay --json` ([operations](operations.md#replay))",
     ),
     Method(
+        "_goclaw/admin/stop",
+        "`level` (`effects`, `all`), `why?`",
+        "`{level, at, by, why}`: the emergency stop is on, also after a restart "
+        "([operations](operations.md#the-emergency-stop))",
+    ),
+    Method(
+        "_goclaw/admin/resume",
+        "",
+        "`{resumed, tasks}`: how many tasks go on that it held",
+    ),
+    Method(
         "_goclaw/admin/shutdown",
         "",
         "`{}`; the daemon stops in good order",

@@ -591,7 +591,7 @@ UPDATE tasks
        reason = :reason, due_mono = :due_mono, due_at = :due_at, timeout_mono = NULL,
        end_event = :event_id, updated_at = :now
  WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
-<<requeue CASE WHEN reason = 'approval' THEN NOT EXISTS (SELECT 1 FROM approvals AS a WHERE a.tid = :tid AND a.state = 'open') WHEN reason = 'effect_unknown' THEN :unknown_count = 0 WHEN reason = 'subtask' THEN NOT EXISTS (SELECT 1 FROM tasks AS c WHERE c.parent_tid = :tid AND c.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED')) ELSE EXISTS (SELECT 1 FROM signals AS g WHERE g.tid = :tid AND 'signal:' || g.name = reason) END | 'answered'>>
+<<requeue CASE WHEN reason = 'approval' THEN NOT EXISTS (SELECT 1 FROM approvals AS a WHERE a.tid = :tid AND a.state = 'open') WHEN reason = 'effect_unknown' THEN :unknown_count = 0 WHEN reason = 'emergency_stop' THEN 0 WHEN reason = 'subtask' THEN NOT EXISTS (SELECT 1 FROM tasks AS c WHERE c.parent_tid = :tid AND c.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED')) ELSE EXISTS (SELECT 1 FROM signals AS g WHERE g.tid = :tid AND 'signal:' || g.name = reason) END | 'answered'>>
 <<leave>>
 
 -- program: wake tid now_mono waits_for reason now
@@ -1339,6 +1339,26 @@ INSERT INTO policy_activations (version, at, by) VALUES (:version, :now, :by);
 INSERT INTO artefacts (key, digest, at) VALUES (:key, :digest, :now)
     ON CONFLICT (key) DO UPDATE SET digest = excluded.digest, at = excluded.at RETURNING key;
 
+-- program: stop_set sid told now
+-- The emergency stop; told: who stopped what, as JSON (A-15).
+-- returns: event_id
+-- step: run
+INSERT INTO meta (key, value) VALUES ('stop', :told)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+-- step: need
+<<of_none s.sid = :sid>>
+<<event 1 | 'daemon.stopped' | :told>>
+
+-- program: stop_clear sid by now
+-- returns: event_id
+-- step: need
+SELECT 1 FROM meta WHERE key = 'stop';
+-- step: run
+DELETE FROM meta WHERE key = 'stop';
+-- step: need
+<<of_none s.sid = :sid>>
+<<event 1 | 'daemon.resumed' | json_object('by', :by)>>
+
 -- program: meta_put key value
 -- returns: key
 -- step: run
@@ -1774,6 +1794,9 @@ SELECT payload, key, client, origin FROM task_payloads WHERE tid = :tid;
 
 -- query: fence_read
 SELECT epoch, number FROM fence WHERE id = 1;
+
+-- query: tasks_stopped reason limit
+SELECT tid FROM tasks WHERE state IN ('RETRY_WAIT', 'SUSPENDED') AND reason = :reason LIMIT :limit;
 
 -- query: meta_get key
 SELECT value FROM meta WHERE key = :key;

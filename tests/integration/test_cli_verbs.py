@@ -26,7 +26,7 @@ TASK = {
 }  # fmt: skip
 STATUS = {
     "ready", "version", "native", "bootId", "lanes", "tasks", "sessions", "connections",
-    "policyVersion", "synchronous", "databaseBytes", "fairness",
+    "policyVersion", "stopped", "synchronous", "databaseBytes", "fairness",
 }  # fmt: skip
 
 
