@@ -24,6 +24,7 @@ be read again.
 
   goclaw run "/word-count README.md"     one prompt, here and now; no daemon needed
   goclaw serve                           the daemon: editors, scripts and the network port
+  goclaw tui                             look at it, talk to it, answer it, in this terminal
   goclaw acp                             what you enter as the agent's command in an editor
 """
 _MORE: Final = """\
@@ -103,6 +104,8 @@ def _work(verbs: Any) -> None:
     worker.add_argument(
         "--concurrency", type=_count, default=1, metavar="N", help="tasks at once; 1 unless given"
     )
+    tui = _verb(verbs, "tui", "tui", "look and talk in the terminal: sessions, queue, questions")
+    tui.add_argument("--session", metavar="ID", help="begin in this conversation")
     acp = _verb(verbs, "acp", "acp", "speak the Agent Client Protocol on stdin and stdout")
     _brain(acp, "the brain of new sessions")
 

@@ -141,6 +141,15 @@ LOG_CLOSE_MS_MAX: Final = 2_000  # a stop waits this long for the last records
 # -- metrics -----------------------------------------------------------------------------------
 LAG_LOOK_MS: Final = 500  # between two looks at how late the loop is
 
+# -- terminal UI -------------------------------------------------------------------------------
+TUI_LOOK_MS: Final = 1_000  # between two looks at the daemon: a handful of small reads
+TUI_ROWS_MAX: Final = 100  # of a table: more are what `goclaw task list` is for
+TUI_BLOCKS_MAX: Final = 500  # of a conversation: the older ones are in `goclaw events`
+TUI_BLOCK_CHARS_MAX: Final = 20_000  # of one message: its newest part is shown
+TUI_OUTPUT_LINES: Final = 12  # of a tool's output
+TUI_CELL_CHARS: Final = 32  # of a cell: the whole stands below the table
+TUI_LANES_SHOWN: Final = 16  # cells of the bar of lanes, on 80 columns
+
 # -- doctor ------------------------------------------------------------------------------------
 DOCTOR_READ_BYTES: Final = 256 * MIB  # of a database that doctor reads whole: a second or two
 DISK_ROOM_BYTES: Final = 1024 * MIB  # less is worth a warning: a night's work and a backup
