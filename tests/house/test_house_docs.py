@@ -52,6 +52,7 @@ OF_NO_DAEMON = {
     "serve": "is the daemon",
     "run": "is session/prompt",
     "acp": "is the wire",
+    "tui": "is a client of all of it",
     "worker": "is _goclaw/worker/*",
     "policy check": "judges a file",
     "policy show": "shows a file",

@@ -37,8 +37,8 @@ def test_chunks_of_a_message_are_one_block_and_attempts_are_apart() -> None:
     ):
         transcript.add(one)
     assert texts(transcript) == [
-        ("you", "hi"), ("agent", "hello"), ("note", "the message was cut off; the attempt begins again"),
-        ("agent", "hello there"),
+        ("you", "hi"), ("agent", "hello"),
+        ("note", "the message was cut off; the attempt begins again"), ("agent", "hello there"),
     ]  # fmt: skip
 
 
@@ -52,7 +52,8 @@ def test_an_event_twice_changes_nothing() -> None:
 def test_chunks_without_ids_join_while_nobody_else_speaks() -> None:
     transcript = Transcript()
     for one in (
-        chunk(1, "a"), chunk(2, "b"), event(3, sessionUpdate="tool_call", toolCallId="t", title="T"),
+        chunk(1, "a"), chunk(2, "b"),
+        event(3, sessionUpdate="tool_call", toolCallId="t", title="T"),
         chunk(4, "c"), chunk(5, "d", "agent_thought_chunk"), chunk(6, "e"),
     ):  # fmt: skip
         transcript.add(one)
