@@ -42,7 +42,7 @@ class Recovered:
     """Of the report; None when there was nothing to report."""
 
 
-async def _take_up_fence(database: Database, clock: Clock) -> tuple[dict[str, Any], list[_Part]]:
+async def _take_up_fence(database: Database) -> tuple[dict[str, Any], list[_Part]]:
     """Open effects.log, and when it knows more than the database, fence what it knows (E-8).
 
     Answers what the recovery report says of it, {} when nothing is to be said, and the parts that
@@ -53,10 +53,12 @@ async def _take_up_fence(database: Database, clock: Clock) -> tuple[dict[str, An
     found = await database.in_reader(lambda: fence.open(number))
     report: dict[str, Any] = {}
     begin: list[_Part] = []
-    if found.missing:
-        report["missing"] = True
-    elif found.begins > number + 1:
+    known = await database.read("meta_get", key="fence_lost")
+    if found.begins > number + 1:
         report["notNoted"] = {"from": number + 1, "to": found.begins - 1}
+    elif found.missing and known != [(str(found.begins),)]:
+        report["missing"] = True
+        begin.append(database.bind("meta_put", key="fence_lost", value=str(found.begins)))
     if found.number > number:
         epoch = max(epoch, found.epoch) + 1
         count = 0
@@ -67,7 +69,6 @@ async def _take_up_fence(database: Database, clock: Clock) -> tuple[dict[str, An
             count += len(page)
         begin.append(database.bind("fence_begin", epoch=epoch, number=found.number))
         report |= {"epoch": epoch, "fenced": count}
-    await database.in_reader(lambda: fence.trim(clock.wall_ms()))
     if report:
         _log.warning("the restore fence and the database differ", extra={"data": report})
     return report, begin
@@ -81,7 +82,7 @@ async def recover(
     Leases of external workers live on until they expire, unless the machine was booted since.
     Idempotent: a second call finds nothing.
     """
-    fence, begin = await _take_up_fence(database, clock)
+    fence, begin = await _take_up_fence(database)
     known = await database.read("meta_get", key="boot")
     rebooted = not known or known[0][0] != boot
     if rebooted:
@@ -111,6 +112,8 @@ async def recover(
         fence=orjson.dumps(fence).decode() if fence else None,
     )  # fmt: skip
     committed = await database.apply(*begin, report)
+    # Not before: a cut takes away what says that the log was missing.
+    await database.in_reader(lambda: database.fence.trim(clock.wall_ms()))
     if not committed.events:
         return Recovered()
     event = committed.events[-1]

@@ -99,6 +99,7 @@ class Schedules:
         """Do all that is due; milliseconds until the next."""
         read, most = self._database.read, limits.READ_ROWS_MAX
         now_mono, now = self._clock.mono_ms(), self._clock.wall_ms()
+        self._database.fence.tend(now)
         due = await read("due_tasks", now_mono=now_mono, limit=most)
         held = await read("held_due", now=now, limit=most)
         late = await read("timeouts_due", now_mono=now_mono, limit=most)

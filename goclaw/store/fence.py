@@ -10,6 +10,7 @@ was noted in a life that the database knows nothing of. Numbers go on behind the
 either of the two has seen, so none is ever given twice.
 
   {"fence":1,"from":N}                             every sending from number N on is noted here
+  {"fence":1,"from":N,"lost":true}                 the same; what was noted before was not there
   {"n":N,"epoch":E,"key":K,"hash":H,"at":ms}       one intent
 
 What a crash leaves: a line without its end, and nothing of it was sent.
@@ -80,7 +81,8 @@ class Note(NamedTuple):
 
 class Found(NamedTuple):
     """What ``open`` saw: the highest number and epoch noted, 0 without any; the number from which
-    on every sending is noted; and whether there was no file though there should be one."""
+    on every sending is noted; and whether this file began because there was none though there
+    should have been one: it says so until it is cut, so that no kill hides it from a report."""
 
     number: int
     epoch: int
@@ -106,7 +108,7 @@ class Fence:
         self._threaded = threaded
         self._file = -1
         self._size = 0
-        self._look_at = limits.FENCE_TRIM_BYTES
+        self._look_at, self._look_ms = limits.FENCE_TRIM_BYTES, 0
         self._condition = threading.Condition()
         self._waiting: deque[tuple[bytes, int, asyncio.Future[None]]] = deque()
         self._thread: threading.Thread | None = None
@@ -130,10 +132,10 @@ class Fence:
             os.ftruncate(self._file, self._size)
             missing = self._size == 0 and number > 0
             if self._size == 0:
-                self._size = _put(self._file, _header(number + 1), 0)
+                self._size = _put(self._file, _header(number + 1, lost=missing), 0)
                 os.fdatasync(self._file)
                 sync_folder(self.path.parent)
-            return self._found(missing)
+            return self._found()
         except OSError as error:
             self.close()
             raise DatabaseRefused(
@@ -152,15 +154,16 @@ class Fence:
             end = start
         return 0
 
-    def _found(self, missing: bool) -> Found:
+    def _found(self) -> Found:
         """The last page tells: numbers grow, but for those of attempts that race."""
         number = epoch = 0
         for note in self._notes(max(0, self._size - _PAGE)):
             number, epoch = max(number, note.number), max(epoch, note.epoch)
         try:
-            begins = int(orjson.loads(next(self._lines(0)))["from"])
+            head = orjson.loads(next(self._lines(0)))
+            begins, missing = int(head["from"]), bool(head.get("lost"))
         except (ValueError, KeyError, TypeError):
-            begins = 0  # damaged: nothing is known to be missing
+            begins, missing = 0, False  # damaged: nothing is known to be missing
         return Found(number, epoch, begins, missing)
 
     def beyond(self, number: int) -> Iterator[list[Note]]:
@@ -198,9 +201,11 @@ class Fence:
 
         What waits together shares one flush. Nothing may be sent before.
         """
+        return self._enqueue(b"".join(note.line() for note in notes), notes[-1].at_ms)
+
+    def _enqueue(self, lines: bytes, now_ms: int) -> asyncio.Future[None]:
         self._loop = loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        lines, now_ms = b"".join(note.line() for note in notes), notes[-1].at_ms
         if not self._threaded:
             _resolve([future], self._write(lines))
             self._bound(now_ms)
@@ -230,6 +235,8 @@ class Fence:
             self._bound(batch[-1][1])
 
     def _write(self, lines: bytes) -> OSError | None:
+        if not lines:
+            return None
         try:
             faultpoint("before_note")
             # Behind what is known to be there: what a failed one left is written over.
@@ -246,30 +253,45 @@ class Fence:
         return None
 
     def _bound(self, now_ms: int) -> None:
-        if self._size >= self._look_at:
+        if self._size >= self._look_at or now_ms >= self._look_ms:
             self.trim(now_ms)
 
     # -- its bound -----------------------------------------------------------------------------
 
+    def tend(self, now_ms: int) -> None:
+        """See to what has become too old, once a day: a file that nobody writes to ages, too.
+
+        On the loop, as often as one likes; nobody waits for it.
+        """
+        if self._file >= 0 and now_ms >= self._look_ms:
+            _tended = self._enqueue(b"", now_ms)  # nothing is written: there is no error to hear
+
     def trim(self, now_ms: int) -> None:
-        """Drop what is older than effects are kept, once that is half of the file; and the older
-        half, whatever its age, of one over its bound. A disk that refuses leaves it as it is."""
-        if self._size >= limits.FENCE_TRIM_BYTES:
-            keep = self._older_bytes(now_ms - limits.EVENT_RETENTION_MS)
-            if self._size >= limits.FENCE_BYTES_MAX:
-                keep = max(keep, (self._size + 1) // 2)
-            try:
-                if keep * 2 >= self._size:
-                    self._cut(keep)
-            except OSError as error:
-                _log.error("not trimmed", extra={"data": {"error": str(error)}})
+        """Drop what is older than effects are kept, once that is half of the file or a day over
+        its time; and the older half, whatever its age, of one over its bound. A disk that refuses
+        leaves it as it is."""
+        cutoff_ms = now_ms - limits.EVENT_RETENTION_MS
+        oldest = next(self._notes(0), None)
+        keep = self._older_bytes(cutoff_ms)
+        is_late = oldest is not None and oldest.at_ms < cutoff_ms - limits.DAY_MS
+        is_full = self._size >= limits.FENCE_BYTES_MAX
+        if is_full:
+            keep = max(keep, (self._size + 1) // 2)
+        is_half = self._size >= limits.FENCE_TRIM_BYTES and keep * 2 >= self._size
+        try:
+            if keep and (is_late or is_half):
+                self._cut(keep)
+        except OSError as error:
+            _log.error("not trimmed", extra={"data": {"error": str(error)}})
+        self._look_ms = now_ms + limits.DAY_MS
         grown = max(self._size * 5 // 4, limits.FENCE_TRIM_BYTES)
         self._look_at = min(grown, limits.FENCE_BYTES_MAX)
         if self._look_at <= self._size:  # it could not be cut
             self._look_at = self._size + limits.FENCE_TRIM_BYTES // 4
 
     def _older_bytes(self, cutoff_ms: int) -> int:
-        """An offset before which all is older; notes lie in the order of time."""
+        """An offset inside the last line that is older, 0 without one; notes lie in the order of
+        time."""
         low, high = 0, self._size
         while high - low > _PAGE:
             middle = (low + high) // 2
@@ -278,6 +300,14 @@ class Fence:
                 high = middle
             else:
                 low = middle
+        at = low and low + len(os.pread(self._file, _PAGE, low - 1).partition(b"\n")[0])
+        for line in self._lines(low):
+            note = Note.read(line)
+            if note is not None and note.at_ms >= cutoff_ms:
+                break
+            if note is not None:
+                low = at
+            at += len(line) + 1
         return low
 
     def _cut(self, keep: int) -> None:
@@ -318,8 +348,9 @@ class Fence:
             self._file = -1
 
 
-def _header(begins: int) -> bytes:
-    return orjson.dumps({"fence": 1, "from": begins}, option=orjson.OPT_APPEND_NEWLINE)
+def _header(begins: int, *, lost: bool = False) -> bytes:
+    head = {"fence": 1, "from": begins} | ({"lost": True} if lost else {})
+    return orjson.dumps(head, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _put(file: int, data: bytes, at: int) -> int:

@@ -93,7 +93,7 @@ SELECT s.head AS event_id, s.salt, s.link, NULL AS tid, NULL AS run_id, NULL AS 
 
 -- Claims that one level of priority is worth (queue.aging_factor), for the order at gates.
 -- fragment: aging
-ifnull((SELECT value FROM meta WHERE key = 'aging_factor'), 16)
+ifnull((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'aging_factor'), 16)
 
 -- The task that is next in a line of its session becomes that line's head, unless there is one
 -- already or the turn is held; with its gate closed it stands outside. Line 0 is the serial one.

@@ -157,7 +157,6 @@ SQL_PENDING = {
     "audit_after": "goclaw audit verify (A-8)",
     "chain_after": "goclaw verify (O-4)",
     "chain_of_session": "goclaw verify (O-4)",
-    "meta_put": "the least there is to write, for tests of the writer",
     "policy_get": "goclaw policy history (A-3)",
     "schedule_of": "what stands for a recurring task (Q-12)",
 }

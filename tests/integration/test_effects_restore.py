@@ -28,6 +28,7 @@ from wire_support import OPTED_IN, opened
 from goclaw.core.errors import StorageFailed
 from goclaw.core.records import Succeeded
 from goclaw.store import database_files, fence_file
+from goclaw.store.fence import Fence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -336,6 +337,17 @@ def test_a_missing_log_is_reported_and_the_start_goes_on(home: Path, sink: Path)
 
     asyncio.run(more())
     assert [note["n"] for note in noted(home)] == [2]
+
+
+def test_a_missing_log_is_reported_although_the_first_start_did_not_live_to(
+    home: Path, sink: Path
+) -> None:
+    """Killed when it had begun the file anew and had said nothing."""
+    live(home, sink, job_of(home, "task", "irreversible"))
+    fence_file(home).unlink()
+    Fence(fence_file(home)).open(1)
+    assert reports(home, sink) == [{"missing": True}]
+    assert reports(home, sink) == [{"missing": True}]
 
 
 def test_a_log_that_does_not_reach_back_is_reported(home: Path, sink: Path) -> None:

@@ -85,11 +85,10 @@ def test_a_line_says_key_hash_and_epoch(path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_missing_file_is_told_once(path: Path) -> None:
-    found = Fence(path).open(7)
-    assert (found.missing, found.begins, found.number) == (True, 8, 0)
-    found = Fence(path).open(7)
-    assert (found.missing, found.begins) == (False, 8)
+def test_a_file_says_that_it_began_because_there_was_none(path: Path) -> None:
+    for _ in range(2):  # whoever was killed before he could report it
+        found = Fence(path).open(7)
+        assert (found.missing, found.begins, found.number) == (True, 8, 0)
     path.unlink()
     assert Fence(path).open(0).missing is False  # nothing was ever sent
 
@@ -272,13 +271,48 @@ def test_what_is_older_than_effects_is_dropped_when_it_is_half(
     assert [*path.parent.iterdir()] == [path]
 
 
-@pytest.mark.usefixtures("small")
-def test_a_small_file_is_left_alone(path: Path) -> None:
+@pytest.mark.parametrize("size", ["small", "page"])
+def test_a_small_file_keeps_nothing_a_day_over_its_time(
+    path: Path, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if size == "page":
+        monkeypatch.setattr("goclaw.store.fence._PAGE", 300)
+    half, kept_ms = DAY // 2, limits.EVENT_RETENTION_MS
     with opened(path) as fence:
-        put(fence, *(a_note(n, at_ms=0) for n in range(1, 20)))
-    with opened(path, 19) as fence:
-        fence.trim(100 * DAY)
-        assert len(numbers(fence)) == 19
+        put(fence, *(a_note(n, at_ms=n * half) for n in range(1, 60)))
+    with opened(path, 59) as fence:
+        fence.trim(kept_ms + 3 * half)  # the first is a day over, and no more
+        assert numbers(fence) == [*range(1, 60)]
+        fence.trim(kept_ms + 20 * half)
+        assert numbers(fence) == [*range(20, 60)]
+        fence.trim(kept_ms + 22 * half)
+        assert numbers(fence) == [*range(20, 60)]
+        put(fence, a_note(60, at_ms=kept_ms + 24 * half))
+    with opened(path, 60) as fence:
+        assert numbers(fence) == [*range(24, 61)]
+    found = Fence(path).open(60)
+    assert (found.number, found.begins, found.missing) == (60, 24, False)
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_a_file_that_nobody_writes_to_ages_too(path: Path, threaded: bool) -> None:
+    with opened(path, threaded=threaded) as fence:
+        put(fence, a_note(1, at_ms=0), a_note(2, at_ms=20 * DAY))
+
+        async def days() -> None:
+            for day in (1, 32):
+                fence.tend(day * DAY)
+            await fence.note([a_note(3, at_ms=32 * DAY)])  # behind it, so it has been done
+
+        asyncio.run(days())
+    with opened(path, 3) as again:
+        assert numbers(again) == [2, 3]
+    assert fence.flushes == 2
+
+
+def test_a_file_that_is_not_open_is_not_tended(path: Path) -> None:
+    Fence(path).tend(100 * DAY)
+    assert not path.exists()
 
 
 @pytest.mark.usefixtures("small")
