@@ -17,7 +17,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from goclaw.brains.script import load_script, parse_script
 from goclaw.cli import show
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from goclaw.client.records import Approval, Event
 
 __all__ = ["CHILD", "Plan", "conduct", "crash"]
+
+T = TypeVar("T")
 
 CHILD: Final = (sys.executable, "-P", "-m", "goclaw.cli.drill_child")
 """What starts a daemon; the folder follows."""
@@ -68,7 +70,9 @@ def crash(options: argparse.Namespace) -> int:
     plan = _plan(options)
     folder = Path(tempfile.mkdtemp(prefix="goclaw-drill-"))
     try:
-        report = conduct(plan, folder, kills=options.kills, on_life=_progress(options))
+        report = conduct(
+            plan, folder, kills=options.kills, twice=options.twice, on_life=_progress(options)
+        )
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -122,42 +126,70 @@ def conduct(
     *,
     child: Sequence[str] = CHILD,
     kills: int | None = None,
+    twice: bool = False,
     on_life: Callable[[int, int], None] = lambda done, all_: None,
 ) -> Report:
     """Run the plan once in peace to count its commits, then once for each side of each commit.
 
-    ``kills``: at most so many of them, spread over the run. ``child``: what starts a daemon.
-    ``on_life`` is told how many are done. What failed stays in ``folder``, one folder a life.
+    ``kills``: at most so many lives, spread over the run. ``twice``: then for each pair of a commit
+    of the run and one of the daemon that takes it up, which is killed, too. ``child``: what starts
+    a daemon. ``on_life`` is told how many are done. What failed stays in ``folder``, one folder a
+    life.
     """
     clock = SystemClock()
     begun_ms = clock.mono_ms()
-    peace = _Trial(plan, folder / "0", child, _COUNTED)
+    peace = _Trial(plan, folder / "0", child, [_COUNTED])
     reference = peace.carry_out()
     for name, status, output in reference.tools:
         if name == plan.skill and status != "completed":
             raise UsageError(
                 f"{name} is {status} on that file: {output}.", hint="Drill on a file that it takes."
             )
-    boundaries = _spread(_boundaries(peace.hits), kills)
-    report = Report(reference, boundaries)
+    once = [(one,) for one in _spread(_boundaries(peace.hits), kills)]
+    report = Report(reference, once)
     if not report.violations:
         shutil.rmtree(folder / "0")
-        done = 0
-        with ThreadPoolExecutor(min(limits.DRILL_DAEMONS_MAX, os.cpu_count() or 1)) as pool:
-            named = [
-                (one, folder / f"{one.commit}-{drill.POINTS[one.point]}") for one in boundaries
-            ]
-            lives = [pool.submit(_killed, plan, place, child, one) for one, place in named]
-            try:
-                for (boundary, place), life in zip(named, lives, strict=True):
-                    if report.add(str(boundary), life.result()):
-                        shutil.rmtree(place)
-                    done += 1
-                    on_life(done, len(boundaries))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        following = _killed_at(report, plan, folder, child, once, on_life)
+        if twice:
+            pairs = _spread([(one, *rest) for one, rest in following], kills)
+            report.boundaries += len(pairs)
+            _killed_at(report, plan, folder, child, pairs, on_life)
     report.duration_ms = clock.mono_ms() - begun_ms
     return report
+
+
+def _killed_at(
+    report: Report,
+    plan: Plan,
+    folder: Path,
+    child: Sequence[str],
+    kills: Sequence[tuple[Boundary, ...]],
+    on_life: Callable[[int, int], None],
+) -> list[tuple[Boundary, tuple[Boundary]]]:
+    """One life for each entry, whose daemons are killed one after the other; each first kill with
+    each boundary of the daemon that came after the last."""
+    following: list[tuple[Boundary, tuple[Boundary]]] = []
+    with ThreadPoolExecutor(min(limits.DRILL_DAEMONS_MAX, os.cpu_count() or 1)) as pool:
+        trials = [_Trial(plan, folder / _folder(one), child, _faults(one)) for one in kills]
+        lives = [pool.submit(trial.carry_out) for trial in trials]
+        try:
+            for done, (ends, trial, life) in enumerate(zip(kills, trials, lives, strict=True), 1):
+                if report.add(" then ".join(map(str, ends)), life.result(), len(ends)):
+                    shutil.rmtree(trial.folder)
+                following += [(ends[0], (one,)) for one in _boundaries(trial.hits)]
+                on_life(done, len(kills))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return following
+
+
+def _folder(ends: Sequence[Boundary]) -> str:
+    return "-".join(f"{one.commit}-{drill.POINTS[one.point]}" for one in ends)
+
+
+def _faults(ends: Sequence[Boundary]) -> list[str]:
+    """Of each daemon in turn; the last one counts its own commits."""
+    return [*(f"{one.point}:kill@{one.commit}" for one in ends), _COUNTED]
 
 
 def _boundaries(hits: dict[str, int]) -> list[Boundary]:
@@ -168,17 +200,12 @@ def _boundaries(hits: dict[str, int]) -> list[Boundary]:
     )
 
 
-def _spread(boundaries: list[Boundary], most: int | None) -> list[Boundary]:
+def _spread(lives: list[T], most: int | None) -> list[T]:
     """At most so many, evenly from the first to the last."""
-    if most is None or most >= len(boundaries):
-        return boundaries
-    step = len(boundaries) / most
-    return [boundaries[int((index + 0.5) * step)] for index in range(most)]
-
-
-def _killed(plan: Plan, place: Path, child: Sequence[str], boundary: Boundary) -> Life:
-    faults = f"{boundary.point}:kill@{boundary.commit}"
-    return _Trial(plan, place, child, faults).carry_out()
+    if most is None or most >= len(lives):
+        return lives
+    step = len(lives) / most
+    return [lives[int((index + 0.5) * step)] for index in range(most)]
 
 
 class _Stopped(Exception):
@@ -188,9 +215,10 @@ class _Stopped(Exception):
 class _Trial:
     """One run on a home of its own, with a client that outlives the daemons."""
 
-    def __init__(self, plan: Plan, folder: Path, child: Sequence[str], faults: str) -> None:
-        self._plan, self._folder, self._child = plan, folder, child
-        self._faults = faults
+    def __init__(self, plan: Plan, folder: Path, child: Sequence[str], faults: list[str]) -> None:
+        self._plan, self.folder, self._child = plan, folder, child
+        self._faults = iter(faults)
+        self._kills_max = len(faults) - 1
         self._home = Home(folder / HOME)
         self._process: subprocess.Popen[str] | None = None
         self._life = Life()
@@ -212,12 +240,12 @@ class _Trial:
         finally:
             watch.cancel()
             self._end(signal.SIGKILL)
-        self._life.dispatches = Sink(self._folder / SINK).dispatches()
+        self._life.dispatches = Sink(self.folder / SINK).dispatches()
         return self._life
 
     def _prepare(self) -> None:
-        self._folder.mkdir()
-        (self._folder / "script.json").write_bytes(self._plan.script)
+        self.folder.mkdir()
+        (self.folder / "script.json").write_bytes(self._plan.script)
         self._home.root.mkdir(mode=0o700)
         idle_exit_s = limits.DRILL_LIFE_MS_MAX // 1000
         self._home.config.write_text(
@@ -235,11 +263,11 @@ class _Trial:
         variables = {k: v for k, v in environment().items() if not k.startswith("GOCLAW_")}
         if "GOCLAW_PURE" in os.environ:
             variables["GOCLAW_PURE"] = os.environ["GOCLAW_PURE"]
-        faults, self._faults = self._faults, ""
-        with open(self._folder / "daemon.log", "a", encoding="utf-8") as log:
+        faults = next(self._faults)
+        with open(self.folder / "daemon.log", "a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [*self._child, str(self._folder)], env=variables | {"GOCLAW_FAULTS": faults},
-                cwd=self._folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                [*self._child, str(self.folder)], env=variables | {"GOCLAW_FAULTS": faults},
+                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
                 text=True,
             )  # fmt: skip
         assert self._process.stdout is not None
@@ -256,14 +284,14 @@ class _Trial:
         return dial(self._home)
 
     def _bury(self, process: subprocess.Popen[str]) -> None:
-        """Only the armed daemon may be dead, and only by its kill."""
+        """Only armed daemons may be dead, and only by their kill."""
         process.communicate()
         code = process.returncode
         if self._late.is_set():
             raise _Stopped(f"the run did not end within {limits.DRILL_LIFE_MS_MAX // 1000} s")
-        if code != -signal.SIGKILL or self._life.killed:
+        if code != -signal.SIGKILL or self._life.kills == self._kills_max:
             raise _Stopped(f"a daemon that nobody killed ended with exit code {code}")
-        self._life.killed = True
+        self._life.kills += 1
 
     def _give_up(self) -> None:
         self._late.set()
@@ -285,7 +313,7 @@ class _Trial:
 
     def _drive(self, client: SyncClient) -> None:
         client.on_question = self._answer
-        brain = f"script:{self._folder / 'script.json'}"
+        brain = f"script:{self.folder / 'script.json'}"
         session = client.new_session(self._plan.cwd, key="session", brain=brain).session_id
         prompted = client.submit(drill.PROMPT, session=session, key="prompt")
         result = client.wait(prompted, self._shown)

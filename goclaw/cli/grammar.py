@@ -113,7 +113,7 @@ def _work(verbs: Any) -> None:
 def _look(verbs: Any) -> None:
     status = _verb(verbs, "status", "status", "what the daemon is doing")
     _json(status, "as one object")
-    task = _group(verbs, "task", "tasks: list, show, cancel")
+    task = _group(verbs, "task", "tasks: list, show, cancel, signal")
     listing = _verb(task, "list", "task:list_tasks", "all tasks, newest first")
     listing.add_argument("--session", metavar="ID", help="of this session only")
     listing.add_argument(
@@ -126,6 +126,11 @@ def _look(verbs: Any) -> None:
     cancel = _verb(task, "cancel", "task:cancel", "cancel a task")
     cancel.add_argument("id", metavar="TASK", help="its id")
     _json(cancel, "the receipt as one object")
+    signal = _verb(task, "signal", "task:signal", "send a run the signal that it waits for")
+    signal.add_argument("run", metavar="RUN", help="its id")
+    signal.add_argument("name", metavar="NAME", help="of the signal; its first one counts")
+    signal.add_argument("--payload", metavar="JSON", default="null", help="what the run is given")
+    _json(signal, "event and duplicate as one object")
     short = _verb(verbs, "cancel", "task:cancel", "cancel a task or a run")
     short.add_argument("id", metavar="ID", help="of a task or a run")
     _json(short, "the receipt as one object")
@@ -254,8 +259,12 @@ def _proofs(verbs: Any) -> None:
         "--skill", nargs=2, metavar=("NAME", "FILE"), help="calls of this skill on this file"
     )
     crash.add_argument(
-        "--kills", type=_count, metavar="N", help="at most N kills, spread over the run"
+        "--kills", type=_count, metavar="N", help="at most N lives, spread over the run"
     )
+    crash.add_argument(
+        "--twice", action="store_true",
+        help="kill the daemon that takes the run up again, too, at every commit of its own",
+    )  # fmt: skip
     _json(crash, "the report as one object")
     fork = _verb(verbs, "fork", "fork", "branch a run off at an event; it acts only after a yes")
     fork.add_argument("run", metavar="RUN", help="its id")

@@ -1,21 +1,23 @@
-"""`goclaw task list|show|cancel` and `goclaw cancel`.
+"""`goclaw task list|show|cancel|signal` and `goclaw cancel`.
 
 Owns how tasks and receipts are shown. Not in here: what they are.
 """
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from goclaw.cli import show, why
 from goclaw.cli.place import Place, home_of
+from goclaw.core.clock import SystemClock
 from goclaw.core.errors import UsageError
 from goclaw.core.states import State
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["cancel", "list_tasks", "show_task"]
+__all__ = ["cancel", "list_tasks", "show_task", "signal"]
 
 
 def list_tasks(options: argparse.Namespace) -> int:
@@ -61,4 +63,25 @@ def cancel(options: argparse.Namespace) -> int:
         return 0
     done = ", ".join(show.one_line(effect) for effect in receipt.effects_done) or "none"
     print(f"{receipt.outcome.replace('_', ' ')}; effects already done: {done}")
+    return 0
+
+
+def signal(options: argparse.Namespace) -> int:
+    """Send a run the signal that it waits for, or will; the first of a name counts."""
+    try:
+        payload = json.loads(options.payload)
+    except (ValueError, RecursionError):
+        raise UsageError(
+            "The payload is no JSON.", hint="""Quote a text twice: --payload '"go"'."""
+        ) from None
+    key = SystemClock().new_id("key")  # asked again after a lost connection: still one signal
+    said = {"runId": options.run, "name": options.name, "payload": payload, "idempotencyKey": key}
+    with Place(home_of(options)) as client:
+        found = client.call("_goclaw/run/signal", said)
+    if options.json:
+        show.json_line(found)
+    elif found["duplicate"]:
+        print(f"that signal came before, at event {found['eventId']}; it counts")
+    else:
+        print(f"signalled, at event {found['eventId']}")
     return 0

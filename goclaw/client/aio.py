@@ -165,6 +165,8 @@ class Client:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._listeners: dict[str, list[asyncio.Queue[Event | GoclawError]]] = {}
         self._connection: _Connection | None = None
+        self.is_away = False
+        """True while the daemon is gone and this client looks for it."""
         self._pump: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
         self.on_question: Callable[[Approval], Awaitable[str | None]] | None = None
@@ -480,7 +482,7 @@ class Client:
             if late and not self._patient:
                 raise failure
             await pause(limits.START_AGAIN_MS if late else limits.POLL_MS)
-        self._connection = connection
+        self._connection, self.is_away = connection, False
         self._link.connected()
         await self._flush()
 
@@ -501,6 +503,7 @@ class Client:
 
     async def _reconnect(self) -> None:
         assert self._connection is not None
+        self.is_away = True
         await self._connection.close()
         await self._handle_all(self._link.lost())
         patience_ms = limits.START_MS_MAX if self._start else limits.RECONNECT_MS_MAX

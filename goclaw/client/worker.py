@@ -416,7 +416,7 @@ class Worker:
                 await self._unless_stopping(asyncio.ensure_future(self._changed.wait()), 0)
                 continue
             claim = asyncio.ensure_future(self._claim(free))
-            # Withdrawn, it still may bring something; an absent daemon answers nothing.
+            # Withdrawn, it still may bring something.
             for task in await self._unless_stopping(claim, limits.CLOSE_MS_MAX) or ():
                 self._begin(task)
 
@@ -441,7 +441,8 @@ class Worker:
         waits: set[asyncio.Future[Any]] = {work, stopping}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and grace_ms:
+            # An absent daemon answers nothing.
+            if not work.done() and grace_ms and not self._client.is_away:
                 await asyncio.wait({work}, timeout=grace_ms / 1000)
             return work.result() if work.done() else None
         finally:
@@ -575,11 +576,12 @@ class Worker:
     async def _hand_back(self) -> None:
         """What has not ended goes back to its pool."""
         live = dict(self._live)
+        patience_ms = 0 if self._client.is_away else limits.CLOSE_MS_MAX
         giving = asyncio.gather(
             *(attempt.say("release") for attempt in live.values()), return_exceptions=True
         )
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.CLOSE_MS_MAX / 1000):
+            async with asyncio.timeout(patience_ms / 1000):
                 await giving
         for running, attempt in live.items():
             attempt.lose(_given_up())

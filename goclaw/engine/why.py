@@ -6,6 +6,7 @@ I/O. Not in here: the rules that make a task wait (store/queries.sql, ``gates``,
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -268,7 +269,10 @@ class Why:
                 text = f"{who} met the emergency stop before an effect, and waits for its end."
                 yield Because("emergency_stop", text, command="goclaw resume")
             case "signal":
-                yield Because("signal", f"{who} waits for the signal {_short(name)}.")
+                yield Because(
+                    "signal", f"{who} waits for the signal {_short(name)}.",
+                    command=f"goclaw task signal {row['run_id']} {shlex.quote(name)}",
+                )  # fmt: skip
             case "sleep":
                 at = self._wall(row["due_mono"])
                 yield Because("sleep", f"{who} sleeps until {rfc3339(at)}.", at)

@@ -97,7 +97,7 @@ class Boundary:
 class Life:
     """A run from its submission to its end, over however many daemons it took."""
 
-    killed: bool = False
+    kills: int = 0
     run_id: str = ""
     text: str = ""
     tools: list[tuple[str, str, Any]] = field(default_factory=list)
@@ -194,25 +194,26 @@ class _Tally:
 class Report:
     """What came of a drill. ``reference``: the same run that nobody killed."""
 
-    def __init__(self, reference: Life, boundaries: Sequence[Boundary]) -> None:
+    def __init__(self, reference: Life, boundaries: Sequence[object]) -> None:
         self._reference = reference
         self._state = reference.runs.get(reference.run_id)
         self._names = {ordinal: one.name for ordinal, one in _effects(reference).items()}
         self._tallies = {ordinal: _Tally(name) for ordinal, name in self._names.items()}
-        self._boundaries = len(boundaries)
+        self.boundaries = len(boundaries)
+        """How many lives there are to be, each with its own place to be killed at."""
         self.kills = self.tasks_lost = self.events_lost = self.questions = self.told = 0
         self.spared = 0
-        """Lives whose kill never came: they needed fewer commits."""
+        """Kills that never came: those lives needed fewer commits."""
         self.violations: list[tuple[str, str]] = []
         self.duration_ms = 0
         if self._state not in ("SUCCEEDED", "FAILED"):
             self.violations.append((_PEACE, f"the run does not end: {self._state or 'gone'}"))
         self._judge(_PEACE, reference)
 
-    def add(self, name: str, life: Life) -> bool:
-        """Judge a life that was to be killed; True when it kept the promise."""
-        self.kills += life.killed
-        self.spared += not life.killed
+    def add(self, name: str, life: Life, kills: int = 1) -> bool:
+        """Judge a life that was to be killed so often; True when it kept the promise."""
+        self.kills += life.kills
+        self.spared += kills - life.kills
         return self._judge(name, life)
 
     def _judge(self, name: str, life: Life) -> bool:
@@ -278,7 +279,7 @@ class Report:
         """The object of `goclaw drill crash --json`."""
         return {
             "held": self.held,
-            "boundaries": self._boundaries,
+            "boundaries": self.boundaries,
             "kills": self.kills,
             "spared": self.spared,
             "tasksLost": self.tasks_lost,

@@ -260,6 +260,7 @@ MIRRORS: Final[dict[str, dict[str, str]]] = {
         "list": "_goclaw/task/list",
         "show": "_goclaw/task/get",
         "cancel": "_goclaw/task/cancel",
+        "signal": "_goclaw/run/signal",
     },
     "why": {"show": "_goclaw/task/why"},
 }

@@ -104,3 +104,16 @@ def test_a_task_left_queued_names_the_daemon_it_needs(place: Place) -> None:
     (found,) = place.lines("why", task["taskId"])
     assert found["because"][0]["code"] == "no_daemon"
     assert "goclaw serve" in place.goclaw("task", "show", task["taskId"]).stderr
+
+
+@pytest.mark.req("E-9")
+def test_a_run_is_sent_a_signal(place: Place) -> None:
+    place.serve()
+    run = detached(place, "/sleep 3600")["runId"]
+    first = place.goclaw("task", "signal", run, "go on", "--payload", '{"a": 1}').stdout
+    assert first.startswith("signalled, at event ")
+    (again,) = place.lines("task", "signal", run, "go on")
+    assert again == {"eventId": int(first.split()[-1]), "duplicate": True}
+    assert "it counts" in place.goclaw("task", "signal", run, "go on").stdout
+    assert "no JSON" in place.goclaw("task", "signal", run, "x", "--payload", "go", code=2).stderr
+    assert "run_none" in place.goclaw("task", "signal", "run_none", "x", code=1).stderr

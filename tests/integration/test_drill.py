@@ -5,6 +5,7 @@ The bad daemons are those of drill_planted.py: real ones with one fault built in
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -56,6 +57,19 @@ def test_a_kill_at_every_commit_of_five_effects_loses_and_repeats_nothing(home: 
     assert by_class["probeable"]["happened"] == {"min": 1, "max": 1}
     assert by_class["irreversible"]["happened"] == {"min": 0, "max": 1}
     assert by_class["irreversible"]["unknown"] >= 2
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.req("E-1", "E-10", "I-3", "I-4", "Q-15")
+@pytest.mark.timeout(3_000)
+def test_the_daemon_that_takes_the_run_up_is_killed_too(home: Path) -> None:
+    """At each of its commits, its recovery's included; GOCLAW_DRILL_LIVES=0 is all of them."""
+    lives = int(os.environ.get("GOCLAW_DRILL_LIVES", "4"))
+    report = conduct(plan(home, "keyed", "irreversible"), home, kills=lives or None, twice=True)
+    found = report.to_json()
+    assert found["violations"] == []
+    assert found["tasksLost"] == found["eventsLost"] == 0
+    assert found["kills"] >= (lives or 200) * 2
     assert list(home.iterdir()) == []
 
 

@@ -561,6 +561,7 @@ def test_what_a_suspended_task_waits_for(home: Path) -> None:
         assert await world.state(slept) == "SUCCEEDED"
         (signal,) = await why(world, heard)
         assert (signal.code, signal.text) == ("signal", "It waits for the signal go.")
+        assert signal.command == f"goclaw task signal {heard.run_id} go"
 
     house.live(main)
 

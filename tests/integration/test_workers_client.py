@@ -16,12 +16,16 @@ import pytest
 from workers_support import HERE, works
 
 import goclaw.worker
+from goclaw.core import limits
+from goclaw.core.clock import SystemClock
 from goclaw.core.errors import UsageError
 from goclaw.policy import default
 from goclaw.worker import AsyncContext, Context, EffectFailed, Failure, Retry, Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+CLOCK = SystemClock()
 
 
 @pytest.mark.req("A-10", "Q-7", "E-2")
@@ -103,9 +107,11 @@ def test_a_worker_waits_for_a_daemon(home: Path) -> None:
         assert early.stdout is not None
         assert early.stdout.readline().startswith("goclaw worker ready")
         w.world.end(signal.SIGKILL)
-        # Nobody to say goodbye to: it leaves all the same.
+        # Nobody to say goodbye to: it leaves at once.
+        begun_ms = CLOCK.mono_ms()
         early.send_signal(signal.SIGINT)
         assert early.wait(30) == 0
+        assert CLOCK.mono_ms() - begun_ms < limits.CLOSE_MS_MAX
         early.stderr.close()
         w.serve()
 

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.req("E-10")
 TASK = "task_1"
 
 
-def life(*calls: tuple[str, str], killed: bool = True) -> Life:
+def life(*calls: tuple[str, str], kills: int = 1) -> Life:
     """A good life that made these calls: tool and status."""
-    made = Life(killed=killed, run_id="run_1", text="end", runs={"run_1": "SUCCEEDED"})
+    made = Life(kills=kills, run_id="run_1", text="end", runs={"run_1": "SUCCEEDED"})
     for ordinal, (tool, status) in enumerate(calls):
         intent = {
             "type": "effect.intent",
@@ -43,7 +43,7 @@ CALLS = tuple((tool.name, "completed") for tool in TOOLS)
 
 
 def judged(changed: Life, *calls: tuple[str, str]) -> list[str]:
-    report = Report(life(*(calls or CALLS), killed=False), [])
+    report = Report(life(*(calls or CALLS), kills=0), [])
     assert not report.violations
     assert report.add("here", changed) == (not report.violations)
     assert report.held == (not report.violations)
@@ -55,8 +55,8 @@ def test_a_good_life_is_good() -> None:
 
 
 def test_without_a_kill_nothing_is_proved() -> None:
-    report = Report(life(*CALLS, killed=False), [])
-    report.add("here", life(*CALLS, killed=False))
+    report = Report(life(*CALLS, kills=0), [])
+    report.add("here", life(*CALLS, kills=0))
     assert (report.kills, report.spared, report.violations) == (0, 1, [])
     assert not report.held
 
@@ -131,16 +131,16 @@ def test_other_words_and_other_calls_are_told() -> None:
 
 
 def test_a_run_that_fails_in_peace_must_fail_when_killed() -> None:
-    reference = life(*CALLS, killed=False)
+    reference = life(*CALLS, kills=0)
     reference.runs["run_1"] = "FAILED"
     report = Report(reference, [])
     assert not report.add("here", life(*CALLS))
     assert report.tasks_lost == 1
-    assert report.add("there", dataclasses.replace(reference, killed=True))
+    assert report.add("there", dataclasses.replace(reference, kills=1))
 
 
 def test_a_run_that_does_not_end_in_peace_is_told() -> None:
-    reference = life(*CALLS, killed=False)
+    reference = life(*CALLS, kills=0)
     reference.runs["run_1"] = "SUSPENDED"
     (violation,) = Report(reference, []).violations
     assert violation == ("the run that nobody killed", "the run does not end: SUSPENDED")
