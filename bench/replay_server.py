@@ -50,7 +50,7 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
     from goclaw.gateway import Gateway, Services
     from goclaw.gateway.access import BearerToken
     from goclaw.policy import default
-    from goclaw.store import open_database
+    from goclaw.store import Secrets, open_database
 
     clock = SystemClock()
     place = Home.locate(str(home), {})
@@ -92,7 +92,8 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
             engine=engine, config=config, decide=policies.decide, check_brain=check_brain,
             daemon_id="d", boot_id="b",
             version="0", commands=lambda _session: [], status=status,
-            policies=policies, system_sid=1, skills=list, request_stop=lambda: None,
+            policies=policies, system_sid=1, secrets=Secrets(database, clock),
+            skills=list, request_stop=lambda: None,
             on_session=lambda _sid: None, replay=replay, backup=status, metrics=page,
             is_ready=lambda: True,
             token=BearerToken(place.token(), place.token),

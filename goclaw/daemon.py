@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import hashlib
 import os
 import signal
 import sys
@@ -33,10 +34,11 @@ from goclaw.gateway.descent import Orphans, adopt_orphans
 from goclaw.ops import backup, metrics
 from goclaw.ops.replay import RecordedGate, replay
 from goclaw.policy import default
+from goclaw.policy.redact import Redactor, Registered
 from goclaw.skills.catalog import Catalog
 from goclaw.skills.sandbox import Sandbox
 from goclaw.skills.tools import SkillTools
-from goclaw.store import Database, database_files, fence_file, open_database
+from goclaw.store import Database, Secrets, database_files, fence_file, open_database
 from goclaw.tools.gate import Gate
 from goclaw.tools.http import HttpTool
 from goclaw.tools.registry import Registry
@@ -141,6 +143,9 @@ class Daemon:
         self.daemon_id = self.home.daemon_id()
         self.database = open_database(self.home.root, synchronous=self.config.store.synchronous)
         undo.callback(self.database.close)
+        self.secrets = Secrets(self.database, self.clock)
+        self.secrets.on_change = self._clean_with
+        await self.secrets.load()  # before anything is written
         self.policies = Policies(self.clock, self.database, self.home)
         catalog = Catalog(self.home.skills)
         sandbox = Sandbox(
@@ -153,7 +158,7 @@ class Daemon:
         self.registry = Registry([*self._extra_tools, skill_tools, HttpTool()])
         gate = Gate(
             self.registry, self.policies.decide, closed=self._closed_files,
-            names=self.policies.names,
+            names=self.policies.names, secrets=self.secrets,
         )  # fmt: skip
         named = NamedBrains(
             self.config.brains, self.registry, environ=self._environ, wall_ms=self.clock.wall_ms
@@ -217,6 +222,7 @@ class Daemon:
             status=self.status,
             policies=self.policies,
             system_sid=self._system_sid,
+            secrets=self.secrets,
             skills=lambda: [skill.as_listing() for skill in self.catalog],
             replay=self._replay,
             backup=self._backup,
@@ -228,6 +234,19 @@ class Daemon:
                 self.home.token(), lambda: self.home.renew_token(self.clock.random_bytes)
             ),
         )
+
+    def _clean_with(self, seen: Sequence[tuple[str, str, str]]) -> None:
+        """From now on nothing of these is written: to the database, the log, stderr (A-6). The keys
+        of brains come from the environment and are as secret as others."""
+        registered = [Registered(*one) for one in seen]
+        for brain in self.config.brains:
+            value = self._environ.get(brain.key_env, "")
+            if len(value) >= limits.SECRET_CHARS_MIN:
+                digest = hashlib.sha256(f"{brain.name}\0{value}".encode()).hexdigest()[:12]
+                registered.append(Registered(f"key.{brain.name.lower()}"[:64], digest, value))
+        cleaner = Redactor(registered)
+        self.database.cleaner = cleaner
+        log.clean_with(cleaner.data)
 
     def _take_up(self, sid: int) -> None:
         """A client came for a session: an embedded daemon runs its tasks too, old ones included."""
@@ -253,7 +272,10 @@ class Daemon:
     async def _replay(self, run_id: str) -> dict[str, Any]:
         named = NamedBrains(self.config.brains, self.registry)
         runner = BrainRunner(self.registry, RecordedGate(self.registry), named=named)
-        found = await replay(self.database.read, runner, run_id, repeatable=REPEATABLE)
+        found = await replay(
+            self.database.read, runner, run_id, repeatable=REPEATABLE,
+            cleaner=self.database.cleaner,
+        )  # fmt: skip
         return found.to_json()
 
     async def _metrics(self, lagging: int) -> bytes:
@@ -410,6 +432,8 @@ def serve(
 
     check_config(config)
     arm(os.environ)
+    log.clean_with(Redactor().data)
+    sys.stderr = log.CleanErrors(sys.stderr)
     for line in home.ensure(default.TEXT, SystemClock().random_bytes):
         print(f"goclaw: {line}", file=sys.stderr)
     system_log = log.SystemLog(home.logs / "system.jsonl", SystemClock())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from goclaw.core import limits
 
 if TYPE_CHECKING:
-    from goclaw.core.records import Stream
+    from goclaw.core.records import CleanerStream, Stream
 
 __all__ = ["Deltas"]
 
@@ -32,6 +32,8 @@ class Deltas:
         self._waiting_bytes = 0
         self._said: list[str] = []
         self._heard: list[tuple[str, str]] = []
+        # a secret may come in pieces, with thoughts between them
+        self._cleaned: dict[str, CleanerStream] = {}
         self._last_s = float("-inf")
         self._flush_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -63,17 +65,31 @@ class Deltas:
     def say(self, text: str) -> None:
         """Add to the message of this answer."""
         self._said.append(text)
-        self._heard.append(("say", text))
-        self._chunk(_SPEECH, text, self._stream.message_id)
+        self._pass(_SPEECH, text)
 
     def think(self, text: str) -> None:
         """Add to the thoughts of this answer."""
-        self._heard.append(("think", text))
-        self._chunk(_THOUGHT, text, f"{self._stream.message_id}.thought")
+        self._pass(_THOUGHT, text)
 
     def plan(self, entries: list[dict[str, str]]) -> None:
         """Replace the plan."""
         self._waiting.append({"sessionUpdate": "plan", "entries": entries})
+
+    def _pass(self, kind: str, text: str) -> None:
+        """Give on what may be kept of it; the rest waits for more, or for the end (A-6)."""
+        if self._stream.cleaner is not None:
+            if kind not in self._cleaned:
+                self._cleaned[kind] = self._stream.cleaner.stream()
+            text = self._cleaned[kind].feed(text)
+        self._add(kind, text)
+
+    def _add(self, kind: str, text: str) -> None:
+        if kind == _SPEECH:
+            self._heard.append(("say", text))
+            self._chunk(kind, text, self._stream.message_id)
+        else:
+            self._heard.append(("think", text))
+            self._chunk(kind, text, f"{self._stream.message_id}.thought")
 
     def _chunk(self, kind: str, text: str, message_id: str) -> None:
         for at in range(0, len(text), _PIECE_CHARS):
@@ -117,6 +133,9 @@ class Deltas:
             self._timer.cancel()
             self._timer = None
         await self._settled()
+        for kind, stream in self._cleaned.items():
+            if left := stream.end():
+                self._add(kind, left)
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         return waiting
 

@@ -243,6 +243,24 @@ def _rules(verbs: Any) -> None:
         help="how far back: 14d unless given; d, h, m or s",
     )  # fmt: skip
     _json(tried, "one object per difference")
+    secret = _group(verbs, "secret", "values that tools send, unseen: set, list, rm, rotate")
+    kept = _verb(secret, "set", "secret:set_value", "keep a value; it is asked for, or on stdin")
+    kept.add_argument("name", metavar="NAME", help="write secret:NAME where the value is to be")
+    kept.add_argument(
+        "--host", action="append", default=[], metavar="HOST",
+        help="where it may go; .example.org is every name below; repeatable",
+    )  # fmt: skip
+    kept.add_argument(
+        "--tool", action="append", default=[], metavar="TOOL",
+        help="who may send it; http when only hosts are named; repeatable",
+    )  # fmt: skip
+    _json(kept, "all but the value as one object")
+    _json(_verb(secret, "list", "secret:list_secrets", "names, bindings, references; no values"))
+    gone = _verb(secret, "rm", "secret:remove", "forget a value; from now on nobody gets it")
+    gone.add_argument("name", metavar="NAME", help="its name")
+    again = _verb(secret, "rotate", "secret:rotate", "another value under the same bindings")
+    again.add_argument("name", metavar="NAME", help="its name")
+    _json(again, "all but the value as one object")
     token = _group(verbs, "token", "the token of programs that connect over TCP: rotate")
     _verb(token, "rotate", "token:rotate", "another one; whoever came with the old one is cut off")
     skill = _group(verbs, "skill", "tools in a sandbox: list")

@@ -34,6 +34,7 @@ GoclawError
 │   ├── BrainKeyMissing              ├── BrainKeyRefused
 │   ├── ModelUnknown                 ├── ContextOverflow
 │   ├── QuotaExhausted               └── ToolLoop
+├── SecretRefused          a key, a binding or a value does not fit; nobody got it
 ├── Unreachable            a name without address, a place that does not answer: nothing was sent
 ├── SkillRefused           -32602    manifest, module or ABI is not acceptable; nothing ran
 ├── SkillFailed            the skill itself says that it failed: a definite tool error
@@ -85,6 +86,7 @@ __all__ = [
     "ReplayGap",
     "RequestCancelled",
     "ScopeMissing",
+    "SecretRefused",
     "SessionUnknown",
     "ShuttingDown",
     "SkillCancelled",
@@ -459,6 +461,12 @@ class ToolLoop(BrainFailed):
     """The model makes the same failing call again and again."""
 
     code = "tool_loop"
+
+
+class SecretRefused(GoclawError):
+    """A secret cannot be kept, opened or put in there; nobody got its value (A-5)."""
+
+    code = "secret_refused"
 
 
 class Unreachable(GoclawError):

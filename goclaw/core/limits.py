@@ -267,6 +267,14 @@ HTTP_HEADERS_MAX: Final = 64  # of a request
 HTTP_HEADER_CHARS_MAX: Final = 8 * KIB  # of one header: what servers take
 HTTP_REDIRECTS_MAX: Final = 5  # each is decided about anew
 
+# -- secrets -----------------------------------------------------------------------------------
+SECRET_CHARS_MIN: Final = 8  # a shorter value occurs by chance, and what is kept would be holes
+SECRET_CHARS_MAX: Final = 16 * KIB  # a private key with its chain
+SECRETS_MAX: Final = 1_000  # each is looked for in whatever is kept
+SECRET_BINDINGS_MAX: Final = 64  # hosts, and tools, of one
+REDACT_DEPTH_MAX: Final = 4  # JSON in JSON in JSON; each level costs a pass
+REDACT_HELD_BYTES_MAX: Final = 64 * KIB  # of a stream; terminal codes without end would hold it up
+
 # -- policy ------------------------------------------------------------------------------------
 POLICY_BYTES_MAX: Final = 8 * MIB  # policy.toml: ten thousand rules take about 2 MiB
 POLICY_RULES_MAX: Final = 20_000
@@ -315,6 +323,7 @@ assert EVENT_BYTES_MAX <= BRIDGE_BYTES_MAX < LOAD_BYTES_MAX
 assert CLAIM_MAX <= BATCH_OPERATIONS_MAX
 assert PAYLOAD_BYTES_MAX <= CLAIM_BYTES_MAX
 assert CLAIM_BYTES_MAX + CLAIM_EFFECTS_BYTES_MAX + CLAIM_MAX * KIB < FRAME_BYTES_MAX
+assert SECRET_CHARS_MAX < REDACT_HELD_BYTES_MAX < EVENT_BYTES_MAX
 assert POLICY_RULES_MAX <= POLICY_ENTRIES_MAX
 assert 6 * HTTP_BODY_BYTES_MAX < TOOL_OUTPUT_BYTES_MAX
 assert HTTP_QUIET_MS_MAX <= HTTP_MS_MAX

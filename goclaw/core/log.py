@@ -23,12 +23,12 @@ from goclaw.core import limits
 from goclaw.core.clock import rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from goclaw.core.clock import Clock
 
-__all__ = ["ID_NAMES", "SystemLog", "bound", "ids", "logger"]
+__all__ = ["ID_NAMES", "CleanErrors", "SystemLog", "bound", "clean_with", "ids", "logger"]
 
 ID_NAMES: Final = ("traceId", "sessionId", "runId", "taskId", "attempt")
 """The ids that a line can carry, by the names that events use."""
@@ -36,6 +36,56 @@ ID_NAMES: Final = ("traceId", "sessionId", "runId", "taskId", "attempt")
 _ROOT: Final = "goclaw"
 _NOTHING: Final[Mapping[str, str | int]] = MappingProxyType({})
 _ids: ContextVar[Mapping[str, str | int]] = ContextVar("goclaw_ids", default=_NOTHING)
+
+
+def clean_with(clean: Callable[[bytes], bytes]) -> None:
+    """What takes secrets out of every line and every word on stderr from now on (A-6). It is called
+    on the log's thread, and must know any thread."""
+    global _clean
+    _clean = clean
+
+
+def _as_it_is(data: bytes) -> bytes:
+    return data
+
+
+_clean: Callable[[bytes], bytes] = _as_it_is
+
+
+class CleanErrors(io.TextIOBase):
+    """stderr without secrets: tracebacks of a crash go through it, too. Whole lines only, so that
+    no secret passes in halves."""
+
+    def __init__(self, below: IO[str]) -> None:
+        self._below, self._line = below, ""
+
+    def write(self, text: str) -> int:
+        """Pass on what is a whole line, and keep the rest."""
+        whole, newline, self._line = (self._line + text).rpartition("\n")
+        if newline:
+            self._pass(whole + newline)
+        elif len(self._line) > limits.LOG_LINE_BYTES_MAX:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what there is."""
+        line, self._line = self._line, ""
+        if line:
+            self._pass(line)
+        self._below.flush()
+
+    def _pass(self, text: str) -> None:
+        data = _clean(text.encode("utf-8", "surrogatepass"))
+        self._below.write(data.decode("utf-8", "replace"))
+
+    def fileno(self) -> int:
+        """Of the terminal or file below."""
+        return self._below.fileno()
+
+    def isatty(self) -> bool:
+        """Is somebody looking?"""
+        return self._below.isatty()
 
 
 def ids() -> Mapping[str, str | int]:
@@ -134,10 +184,10 @@ class SystemLog:
     def _put(self, line: _Line) -> bool:
         if self._terminal is not None:
             with contextlib.suppress(OSError, ValueError):
-                self._terminal.write(_short(line))
+                self._terminal.write(_clean(_short(line).encode()).decode())
                 self._terminal.flush()
         try:
-            self._append(_encode(line))
+            self._append(_clean(_encode(line)))
         except OSError:
             # A full disk must not end the daemon: the count tells, the next line tries again.
             self._close_file()

@@ -27,6 +27,8 @@ __all__ = [
     "CallOf",
     "CallResult",
     "Child",
+    "Cleaner",
+    "CleanerStream",
     "Done",
     "Effect",
     "Failed",
@@ -409,6 +411,8 @@ class Stream(Protocol):
 
     message_id: str
     """Of this answer in this attempt; a cut message is closed under it (B-3)."""
+    cleaner: Cleaner | None
+    """What is said goes through it first (A-6)."""
     paced: bool
     """False: nobody hears it, so pauses are left out."""
 
@@ -452,6 +456,29 @@ class Runner(Protocol):
 
     async def run_attempt(self, attempt: Attempt) -> Outcome:
         """Run to an outcome. CancelledError means: stop, the lease is gone."""
+
+
+class CleanerStream(Protocol):
+    """Takes secrets out of a text that comes in pieces."""
+
+    def feed(self, piece: str) -> str:
+        """What can be given on now; perhaps nothing."""
+
+    def end(self) -> str:
+        """What was held back."""
+
+
+class Cleaner(Protocol):
+    """Takes secrets out of what is about to be kept (A-6). Pure, quick, any thread."""
+
+    def data(self, data: bytes) -> bytes:
+        """The same object when there is nothing to take out. JSON stays JSON."""
+
+    def text(self, text: str) -> str:
+        """The same for a text."""
+
+    def stream(self) -> CleanerStream:
+        """For a text that comes in pieces."""
 
 
 class CallOf(Protocol):

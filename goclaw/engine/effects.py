@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from goclaw.core.clock import Clock
     from goclaw.core.decisions import Decision
-    from goclaw.core.records import Child, Stream, Task
+    from goclaw.core.records import Child, Cleaner, Stream, Task
     from goclaw.engine.gates import Gates
     from goclaw.engine.subtasks import Subtasks
     from goclaw.store import Committed, Database
@@ -261,7 +261,7 @@ class Journal:
             "call_id": f"{self.task.task_id}.{ordinal}.{self.task.attempt}",
         }  # fmt: skip
         stream = _Streamed(self, effect, decisions)
-        result = dict(await answer(stream))
+        result = self._clean(dict(await answer(stream)))
         updates = [self.update(update) for update in result.pop("updates", [])]
         record = self.bind("effect_record", **effect, result=orjson.dumps(result), failed=0)
         faultpoint("before_result")
@@ -269,6 +269,27 @@ class Journal:
         await self.apply(*audit, *updates, record)
         faultpoint("after_result")
         return result
+
+    def _clean(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """A brain's answer as its record will have it: what follows from it, and the hashes of its
+        calls, are the same in every attempt (A-6, E-2)."""
+        cleaner = self._database.cleaner
+        if cleaner is None:
+            return answer
+        data = orjson.dumps(answer)
+        cleaned = cleaner.data(data)
+        found: dict[str, Any] = answer if cleaned is data else orjson.loads(cleaned)
+        return found
+
+    def clean_output(self, output: bytes) -> bytes:
+        """A tool's output as its record will have it."""
+        cleaner = self._database.cleaner
+        return output if cleaner is None else cleaner.data(output)
+
+    @property
+    def cleaner(self) -> Cleaner | None:
+        """Takes secrets out of what is about to be kept."""
+        return self._database.cleaner
 
     # -- tools ---------------------------------------------------------------------------------
 
@@ -523,6 +544,7 @@ class _Streamed:
         self._journal, self._effect, self._decisions = journal, effect, decisions
         self.begun = False
         self.message_id: str = effect["call_id"]
+        self.cleaner = journal.cleaner
 
     async def send(self, updates: Sequence[dict[str, Any]]) -> None:
         """See Stream."""
@@ -705,7 +727,8 @@ class _Entry:
         adopt = journal.adopt(self.ordinal)
         found = await self._probed()
         if isinstance(found, Done):
-            await self._commit_result(found.output, int(found.failed), adopt)
+            output = journal.clean_output(found.output)
+            await self._commit_result(output, int(found.failed), adopt)
         elif found is False:
             await journal.apply(adopt, self._closed(EffectState.RETRYABLE))
             self.row["state"] = EffectState.RETRYABLE
@@ -790,7 +813,7 @@ class _Entry:
             await self._unclear(error)
             return
         faultpoint("before_result")
-        await self._commit_result(done.output, int(done.failed))
+        await self._commit_result(self._journal.clean_output(done.output), int(done.failed))
         faultpoint("after_result")
 
     async def _delegated(self, child: Child) -> Done:

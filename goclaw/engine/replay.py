@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from goclaw.core.decisions import Decision
-    from goclaw.core.records import Call, Outcome, Runner, Session, Stream, Task
+    from goclaw.core.records import Call, Cleaner, Outcome, Runner, Session, Stream, Task
 
     _Row = dict[str, Any]
 
@@ -66,8 +66,10 @@ class Recorded:
         *,
         effects: Sequence[_Row],
         repeatable: Collection[str],
+        cleaner: Cleaner | None = None,
     ) -> None:
         self.task, self.session = task, session
+        self._cleaner = cleaner
         self.cancelled = asyncio.Event()
         self._rows = {row["ordinal"]: row for row in effects}
         self._repeatable = repeatable
@@ -114,7 +116,10 @@ class Recorded:
         if name in self._repeatable:
             again = dict(await answer(_Unheard(row["call_id"])))
             again.pop("updates", None)
-            if orjson.loads(orjson.dumps(again)) != recorded:
+            data = orjson.dumps(again)
+            if self._cleaner is not None:
+                data = self._cleaner.data(data)
+            if orjson.loads(data) != recorded:
                 raise Divergence(
                     "the brain answers something else", row["ordinal"],
                     {"answer": recorded}, {"answer": again},
@@ -144,6 +149,7 @@ class Recorded:
 class _Unheard:
     """Takes what a brain says along the way."""
 
+    cleaner: Cleaner | None = None
     paced = False
 
     def __init__(self, message_id: str) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from goclaw.core import limits, log
 from goclaw.core.clock import rfc3339
 from goclaw.core.decisions import Context, Origin, Subject, SubjectKind
@@ -378,7 +380,7 @@ class Connection:
             return
         self._withdrawn.discard(call)
         if isinstance(reply.result, GoclawError):
-            data = self._peer.error(call, reply.result)
+            data = self._peer.error(call, self._unspoken(reply.result))
         else:
             data = self._peer.result(call, reply.result)
         if reply.unwritten is not None:
@@ -388,6 +390,16 @@ class Connection:
         if reply.unwritten is not None:
             # Behind the pump, which the message has just scheduled.
             asyncio.get_running_loop().call_soon(self._look_written)
+
+    def _unspoken(self, error: GoclawError) -> GoclawError:
+        """What a request said is said back in many an error, and clients log those (A-6)."""
+        cleaner = self.engine.database.cleaner
+        if cleaner is not None:
+            error.message, error.hint = cleaner.text(error.message), cleaner.text(error.hint)
+            data = orjson.dumps(error.data, default=str)
+            cleaned = cleaner.data(data)
+            error.data = error.data if cleaned is data else orjson.loads(cleaned)
+        return error
 
     def _look_written(self) -> None:
         """Forget about answers that the kernel has."""

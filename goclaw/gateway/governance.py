@@ -19,6 +19,7 @@ from goclaw.gateway.params import Params
 if TYPE_CHECKING:
     from goclaw.engine.policies import Tested
     from goclaw.policy.review import Warned
+    from goclaw.store import Secret
 
 __all__ = ["METHODS"]
 
@@ -160,8 +161,49 @@ async def _resume(connection: Connection, _params: Params) -> Reply:
     return Reply({"resumed": was is not None, "tasks": woken})
 
 
+# -- secrets -----------------------------------------------------------------------------------
+
+
+async def _secret(connection: Connection, params: Params) -> Reply:
+    """Values come in and never go out (A-5)."""
+    verb = params.choice("verb", ("set", "list", "rm", "rotate"))
+    decision = connection.require("admin.secret", verb)
+    secrets = connection.services.secrets
+    if verb == "list":
+        return Reply({"secrets": [_secret_object(one) for one in secrets.listed()]})
+    await connection.engine.audit(decision)
+    name = params.text("name")
+    if verb == "rm":
+        await secrets.remove(name)
+        return Reply({"name": name})
+    value = params.text("value", chars_max=limits.SECRET_CHARS_MAX)
+    if verb == "rotate":
+        return Reply(_secret_object(await secrets.rotate(name, value)))
+    hosts, tools = _texts(params, "hosts"), _texts(params, "tools")
+    return Reply(_secret_object(await secrets.set(name, value, hosts=hosts, tools=tools)))
+
+
+def _texts(params: Params, name: str) -> list[str]:
+    found = params.values.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise InvalidParams(f"{name} is a list of strings.", param=name)
+    return found
+
+
+def _secret_object(secret: Secret) -> dict[str, Any]:
+    return {
+        "name": secret.name,
+        "reference": f"secret:{secret.name}#{secret.digest}",
+        "hosts": list(secret.hosts),
+        "tools": list(secret.tools),
+        "createdAt": rfc3339(secret.created_at),
+        "updatedAt": rfc3339(secret.updated_at),
+    }
+
+
 METHODS: Final[dict[str, Handler]] = {
     "_goclaw/admin/policy": _policy,
     "_goclaw/admin/stop": _stop,
     "_goclaw/admin/resume": _resume,
+    "_goclaw/admin/secret": _secret,
 }

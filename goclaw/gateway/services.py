@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from goclaw.engine import Engine
     from goclaw.engine.policies import Policies
     from goclaw.gateway.access import BearerToken
+    from goclaw.store import Secrets
 
 __all__ = ["Services"]
 
@@ -40,6 +41,7 @@ class Services:
     policies: Policies
     system_sid: int
     """The session of the daemon's own events."""
+    secrets: Secrets
     skills: Callable[[], list[dict[str, Any]]]
     replay: Callable[[str], Awaitable[dict[str, Any]]]
     """By run: the object of `goclaw replay --json`."""

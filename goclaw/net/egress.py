@@ -38,6 +38,10 @@ class Permit(Protocol):
         host: a special one (``policy.egress``) that no rule names, or one that a rule denies. None:
         it may."""
 
+    def reveal(self, text: str, host: str) -> str:
+        """The text with references to secrets replaced, for that host alone (A-5); SecretRefused
+        when one is not bound to it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

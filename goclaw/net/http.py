@@ -14,7 +14,7 @@ import re
 import ssl
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 import httpcore
 
@@ -22,6 +22,7 @@ from goclaw.core import limits
 from goclaw.core.errors import InvalidParams, PolicyDenied, TooLarge, Unreachable
 from goclaw.net import dial, egress
 from goclaw.net.resolver import resolve_by_system
+from goclaw.policy.redact import REFERENCE
 
 if TYPE_CHECKING:
     import socket
@@ -165,13 +166,12 @@ class Client:
         place = await egress.resolved(permit, request.url, request.method, self._resolve)
         if place.scheme not in ("http", "https"):
             raise InvalidParams(f"A request over HTTP is http or https, not {place.scheme}.")
+        sent = _with_secrets(request, place, permit)
         wire = httpcore.Request(
-            request.method,
-            httpcore.URL(
-                scheme=place.scheme, host=place.host, port=place.port, target=place.target
-            ),
-            headers=_framed(request, place),
-            content=request.body,
+            sent.method,
+            httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=sent.url),
+            headers=_framed(sent, place),
+            content=sent.body,
             extensions={"timeout": _TIMEOUTS},
         )
         # one connection a request: what was checked is what carries it
@@ -200,6 +200,22 @@ class Client:
         if self._tls is None:
             self._tls = ssl.create_default_context()
         return self._tls
+
+
+def _with_secrets(request: Request, place: Endpoint, permit: Permit) -> Request:
+    """The request as it goes out: ``url`` is its target. Only this copy holds values."""
+    path, mark, query = place.target.partition("?")
+    query = REFERENCE.sub(lambda one: quote(permit.reveal(one[0], place.host), safe=":#"), query)
+    headers = tuple((name, permit.reveal(value, place.host)) for name, value in request.headers)
+    for name, value in headers:
+        if not _VALUE.fullmatch(value):
+            raise InvalidParams(f"The secret for the header {name} holds what no header may hold.")
+    body = request.body
+    if b"secret:" in body:
+        body = permit.reveal(body.decode("utf-8", "surrogateescape"), place.host).encode(
+            "utf-8", "surrogateescape"
+        )
+    return Request(request.method, path + mark + query, headers, body)
 
 
 def _query(place: Endpoint) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Collection
 
-    from goclaw.core.records import Done, Outcome, Runner, Session
+    from goclaw.core.records import Cleaner, Done, Outcome, Runner, Session
     from goclaw.tools.registry import Registry
 
     Read = Callable[..., Awaitable[list[tuple[Any, ...]]]]
@@ -107,9 +107,15 @@ async def _never(_key: str, _cancelled: asyncio.Event) -> Done:
 
 
 async def replay(
-    read: Read, runner: Runner, run_id: str, *, repeatable: Collection[str]
+    read: Read,
+    runner: Runner,
+    run_id: str,
+    *,
+    repeatable: Collection[str],
+    cleaner: Cleaner | None = None,
 ) -> Replayed:
-    """Make the run once more. ``read`` runs a query of the store; ``runner`` has a RecordedGate.
+    """Make the run once more. ``read`` runs a query of the store; ``runner`` has a RecordedGate;
+    ``cleaner`` took secrets out of the record, and does so with what is said again.
 
     UnknownId for a run that there is not; InvalidParams for one whose control flow is a worker's.
     ConfigRefused when the brain's script cannot be read any more.
@@ -135,6 +141,7 @@ async def replay(
         session_of(rows("session_by_sid", await read("session_by_sid", sid=row["sid"]))[0]),
         effects=effects,
         repeatable=repeatable,
+        cleaner=cleaner,
     )
     divergence: Divergence | None = None
     whole = False

@@ -203,6 +203,16 @@ METHODS: Final = (
         "`verb` (`create`)",
         "what `goclaw backup create --json` prints ([operations](operations.md))",
     ),
+    Method(
+        "_goclaw/admin/secret",
+        "`verb` `set`, `name`, `value`, `hosts?`, `tools?`; or `rotate`, `name`, `value`",
+        "`{name, reference, hosts, tools, createdAt, updatedAt}`; a value never comes back",
+    ),
+    Method(
+        "_goclaw/admin/secret",
+        "`verb` `list`; or `rm`, `name`",
+        "`{secrets: [...]}`; or `{name}`",
+    ),
     Method("_goclaw/admin/token", "`verb` (`rotate`)", "`{}`: another token is in `auth.token`"),
     Method(
         "_goclaw/admin/skill",

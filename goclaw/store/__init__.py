@@ -11,6 +11,7 @@ from goclaw.store.database import (
 )
 from goclaw.store.fence import Note, fence_file
 from goclaw.store.schema import database_files
+from goclaw.store.secrets import Secret, Secrets
 
 __all__ = [
     "Archive",
@@ -18,6 +19,8 @@ __all__ = [
     "Database",
     "Event",
     "Note",
+    "Secret",
+    "Secrets",
     "check_copy",
     "copy_database",
     "database_files",

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from goclaw.core.records import Cleaner
+
 __all__ = [
+    "MACHINE_WORDS",
     "Archive",
     "Committed",
     "Database",
@@ -54,6 +57,17 @@ _PRAGMAS: Final = (
     "PRAGMA synchronous={synchronous}; PRAGMA fullfsync=ON; PRAGMA foreign_keys=ON; "
     "PRAGMA temp_store=MEMORY; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-16000"
 )
+
+
+MACHINE_WORDS: Final = frozenset(
+    {
+        "approval_id", "boot", "call_id", "class", "cron", "digest", "epoch", "hash", "kind",
+        "misfire", "on_unknown", "origin", "outcome", "policy_version", "run_id", "salt", "sealed",
+        "session_id", "state", "stop_reason", "stream_id", "task_id", "token", "trace", "version",
+        "zone",
+    }
+)  # fmt: skip
+"""Parameters that goclaw itself made or chose from a list: no text of anybody's is in them."""
 
 
 class Committed(NamedTuple):
@@ -109,6 +123,15 @@ class Database:
         self._connections: list[apsw.Connection] = []
         self._pagers: list[Any] = []
         self._readers = ThreadPoolExecutor(limits.READER_THREADS, "goclaw-reader")
+        self.cleaner: Cleaner | None = None
+        """Takes secrets out of everything that is written, and of what is looked up by (A-6). Set
+        before anything is; None: nothing is taken out."""
+        self._open_places = [
+            tuple(
+                place for place, name in enumerate(program.parameters) if name not in MACHINE_WORDS
+            )
+            for program in catalogue.programs.values()
+        ]
         self.failures = 0
         """Operations that the disk refused since the start."""
         self.trouble = ""
@@ -158,6 +181,8 @@ class Database:
             self._loop = asyncio.get_running_loop()
         future: asyncio.Future[Committed] = self._loop.create_future()
         faultpoint("before_commit")
+        if self.cleaner is not None:
+            parts = self._cleaned(parts, self.cleaner)
         ticket = self._writer.submit(parts, live)
         if ticket == 0:
             future.set_exception(
@@ -172,6 +197,40 @@ class Database:
         else:
             self._waiting[ticket] = future
         return future
+
+    def _cleaned(
+        self, parts: tuple[tuple[int, tuple[Any, ...]], ...], cleaner: Cleaner
+    ) -> tuple[tuple[int, tuple[Any, ...]], ...]:
+        """The one seam before the writer: no text gets past it, whoever composed it."""
+        least = limits.SECRET_CHARS_MIN
+        made: list[tuple[int, tuple[Any, ...]]] | None = None
+        for number, (index, values) in enumerate(parts):
+            kept: list[Any] | None = None
+            for place in self._open_places[index]:
+                value = values[place]
+                kind = value.__class__
+                if (kind is not str and kind is not bytes) or len(value) < least:
+                    continue
+                cleaned = cleaner.data(value) if kind is bytes else cleaner.text(value)
+                if cleaned is not value:
+                    kept = list(values) if kept is None else kept
+                    kept[place] = cleaned
+            if kept is not None:
+                made = list(parts) if made is None else made
+                made[number] = (index, tuple(kept))
+        return parts if made is None else tuple(made)
+
+    def _asked(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What is looked up, as it was written."""
+        cleaner = self.cleaner
+        if cleaner is None:
+            return arguments
+        return {
+            name: cleaner.text(value)
+            if value.__class__ is str and name not in MACHINE_WORDS
+            else value
+            for name, value in arguments.items()
+        }
 
     def returns(self, program: str, values: tuple[Any, ...]) -> dict[str, Any]:
         """Name what a part returned."""
@@ -247,7 +306,7 @@ class Database:
         """Run a query on the calling thread; for threads that may block, never for the loop."""
         sql = self._catalogue.queries[query].sql
         try:
-            return self._connection().execute(sql, arguments).fetchall()
+            return self._connection().execute(sql, self._asked(arguments)).fetchall()
         except apsw.Error as error:
             raise self._unread(error) from error
 

@@ -1827,3 +1827,20 @@ SELECT seq, at, record, link FROM audit WHERE seq > :seq ORDER BY seq LIMIT :lim
 
 -- query: database_bytes
 SELECT (SELECT page_count FROM pragma_page_count()) * (SELECT page_size FROM pragma_page_size());
+
+-- program: secret_put name sealed hosts tools digest created now
+-- returns: name
+-- step: run
+INSERT INTO secrets (name, sealed, hosts, tools, digest, created_at, updated_at)
+VALUES (:name, :sealed, :hosts, :tools, :digest, :created, :now)
+    ON CONFLICT (name) DO UPDATE SET sealed = excluded.sealed, hosts = excluded.hosts,
+       tools = excluded.tools, digest = excluded.digest, updated_at = excluded.updated_at
+    RETURNING name;
+
+-- program: secret_drop name
+-- returns: name
+-- step: run
+DELETE FROM secrets WHERE name = :name;
+
+-- query: secrets_all
+SELECT name, sealed, hosts, tools, digest, created_at, updated_at FROM secrets ORDER BY name;

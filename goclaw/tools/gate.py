@@ -21,6 +21,7 @@ from goclaw.core.errors import GoclawError, InvalidParams
 from goclaw.core.records import Call, Done
 from goclaw.core.states import EffectClass
 from goclaw.policy import egress, pdp
+from goclaw.policy.redact import references
 from goclaw.tools import files
 from goclaw.tools.builtin import child_of, sleep_ms
 from goclaw.tools.http import Reaches, class_of
@@ -64,6 +65,16 @@ class Names(Protocol):
         """Pure, and quick."""
 
 
+class Reveals(Protocol):
+    """The secrets, for the boundary (A-5)."""
+
+    def knows(self, name: str) -> bool:
+        """Is there one of that name?"""
+
+    def revealed(self, text: str, *, tool: str, host: str | None = None) -> str:
+        """The text with its references replaced; SecretRefused when one is not bound to both."""
+
+
 def _names_nothing(version: str, place: Address) -> bool:
     return False
 
@@ -93,7 +104,7 @@ def error_output(message: str, code: str = "tool_failed") -> bytes:
 
 class Gate:
     """Builds calls. ``closed`` answers (device, inode) of files that no tool may open; ``names``
-    which special addresses may be dialled."""
+    which special addresses may be dialled; ``secrets`` are put in where a call leaves goclaw."""
 
     def __init__(
         self,
@@ -102,9 +113,10 @@ class Gate:
         *,
         closed: Callable[[], Collection[tuple[int, int]]] = _NOTHING_OPEN,
         names: Names = _names_nothing,
+        secrets: Reveals | None = None,
     ) -> None:
         self._registry, self._decide, self._closed = registry, decide, closed
-        self._names = names
+        self._names, self._secrets = names, secrets
 
     def decide_brain(self, task: Task, session: Session, brain: str) -> Decision:
         """May this brain answer for this run?"""
@@ -144,6 +156,10 @@ class Gate:
         misfit = entry.misfit(arguments)
         if misfit is not None:
             return _misfit(tool, request, f"{tool}: {misfit}.")
+        secrets = self._secrets_in(request)
+        misfit = _misplaced(entry.tool, arguments, secrets)
+        if misfit is not None:
+            return _misfit(tool, request, f"{tool}: {misfit}.")
         subject = subject_of(task, brain)
         context = context_of(session, class_of(entry.tool, arguments), request)
         decide = functools.partial(self._decide, subject, version=task.policy_version)
@@ -163,8 +179,22 @@ class Gate:
             about = dataclasses.replace(context, bytes=size)
             asked = decide(egress.ACTION, arguments[entry.tool.url_argument], about)
             decisions.append(asked)
-            permit = _Permit(decide, asked, functools.partial(self._names, task.policy_version))
+            permit = _Permit(
+                decide, asked, functools.partial(self._names, task.policy_version), self._secrets,
+                tool,
+            )  # fmt: skip
+        decisions += [decide("secret.use", name, context) for name in secrets]
         return self._built(entry, arguments, request, decisions, place, permit)
+
+    def _secrets_in(self, request: bytes) -> list[str]:
+        """The names of what arguments refer to; ``~KIND`` for what was taken out for good."""
+        if self._secrets is None or b"secret:" not in request:
+            return []
+        knows = self._secrets.knows
+        found = references(request.decode())
+        return list(
+            dict.fromkeys(name for name, digest in found if digest or name[0] == "~" or knows(name))
+        )
 
     def _built(
         self,
@@ -243,9 +273,15 @@ class _Permit:
     without a question. ``taken`` are the decisions on the way, those that count (A-8)."""
 
     def __init__(
-        self, decide: Callable[..., Decision], asked: Decision, names: Callable[[Address], bool]
+        self,
+        decide: Callable[..., Decision],
+        asked: Decision,
+        names: Callable[[Address], bool],
+        secrets: Reveals | None,
+        tool: str,
     ) -> None:
         self._decide, self._asked, self._names = decide, asked, names
+        self._secrets, self._tool = secrets, tool
         self._known = {asked.resource: dataclasses.replace(asked, effect=Verdict.ALLOW)}
         self.taken: list[Decision] = []
 
@@ -258,6 +294,12 @@ class _Permit:
             self.taken.append(decision)
         return decision
 
+    def reveal(self, text: str, host: str) -> str:
+        """See net.egress.Permit."""
+        if self._secrets is None:
+            return text
+        return self._secrets.revealed(text, tool=self._tool, host=host)
+
     def refuses(self, url: str, place: Address) -> Decision | None:
         """See net.egress.Permit."""
         decision: Decision = self._decide(egress.ACTION, url, self._asked.context)
@@ -269,6 +311,20 @@ class _Permit:
             return None  # a name was allowed: its addresses need no rule of their own
         self.taken.append(decision)
         return decision
+
+
+def _misplaced(tool: Tool, arguments: dict[str, Any], secrets: list[str]) -> str | None:
+    """Why a call may not hold what it refers to. A reference becomes its value only where a call
+    leaves goclaw; anywhere else it would stand in the user's file (A-6)."""
+    gone = next((name for name in secrets if name[0] == "~"), None)
+    if tool.url_argument is not None:
+        if gone is not None:
+            return f"secret:{gone} stands for a value that was taken out and is not kept"
+        return None
+    inside = class_of(tool, arguments) is EffectClass.PURE or child_of(tool, arguments) is not None
+    if secrets and not inside:
+        return "a reference to a secret would be written out as it is; only http puts its value in"
+    return None
 
 
 def _designated(tool: Tool, arguments: dict[str, Any]) -> str | None:

@@ -161,11 +161,13 @@ def lying(*answers: str) -> Resolve:
 class Way:
     """The gate with the http tool, under a policy."""
 
-    def __init__(self, resolve: Resolve, policy: str = OPEN_POLICY, **options: Any) -> None:
+    def __init__(
+        self, resolve: Resolve, policy: str = OPEN_POLICY, secrets: Any = None, **options: Any
+    ) -> None:
         self.policy = document.load(policy)
         self.networks = egress.named_networks(self.policy)
         source = HttpTool(Client(resolve=resolve, **options))
-        self.gate = Gate(Registry([source]), self._decide, names=self._names)
+        self.gate = Gate(Registry([source]), self._decide, names=self._names, secrets=secrets)
         self.inside: Sequence[Decision] = ()
 
     def _decide(

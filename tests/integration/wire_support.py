@@ -28,7 +28,7 @@ from goclaw.engine.policies import Policies
 from goclaw.gateway import Gateway, Services
 from goclaw.gateway.access import BearerToken
 from goclaw.policy import default
-from goclaw.store import open_database
+from goclaw.store import Secrets, open_database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -452,6 +452,7 @@ async def opened(
         engine=engine, config=config, decide=policies.decide, check_brain=check_brain,
         daemon_id="daemon_1", boot_id="boot_1",
         version="0.0", commands=known, status=status, policies=policies, system_sid=system_sid,
+        secrets=Secrets(database, clock),
         skills=lambda: [{"name": "word-count"}], request_stop=lambda: stops.append(True),
         on_session=sids.append, token=BearerToken(TOKEN, lambda: NEXT_TOKEN),
         replay=replayed, backup=backup, metrics=page, is_ready=lambda: True,

@@ -19,6 +19,7 @@ class Stream:
     """Keeps what was sent and when; a flush takes as long as it is told."""
 
     message_id = "m"
+    cleaner = None
     paced = True
 
     def __init__(self, flush_s: float = 0.0) -> None:

@@ -21,6 +21,7 @@ class Nowhere:
     """A stream that nothing goes into."""
 
     message_id = "m"
+    cleaner = None
     paced = True
 
     async def send(self, updates: Any) -> None:

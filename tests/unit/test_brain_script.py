@@ -26,6 +26,7 @@ class Sent:
     """A stream that keeps what was sent, batch by batch."""
 
     message_id = "m"
+    cleaner = None
     paced = True
 
     def __init__(self) -> None:
