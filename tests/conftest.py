@@ -60,6 +60,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_proved] = {}
     config.stash[_skipped] = []
+    if config.getoption("req_report") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--req-report counts in one process: leave -n out")
     native, detail = native_build()
     if os.environ.get("GOCLAW_EXPECT_NATIVE") == "1" and not native:
         raise pytest.UsageError(f"native code was expected: {detail}")
