@@ -39,6 +39,7 @@ FLOORS = {
     "ops": 5,
     "daemon": 6,
     "client": 7,
+    "conformance": 7,
     "testing": 7,
     "cli": 8,
     "tui": 8,
