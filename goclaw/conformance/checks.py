@@ -53,7 +53,7 @@ class Plan:
     say: str = "hello"
     """A prompt whose turn is short and says something."""
     slow: str = "/sleep 2"
-    """One whose turn takes a second or more."""
+    """One whose turn shows something at once and takes a second or more."""
     ask: str = ""
     """One whose turn asks for a permission; "": none does."""
     trimmed: str = ""
@@ -97,10 +97,22 @@ def _promise(
 
 
 class Kit:
-    """Runs checks against one server. ``new_key`` makes texts that were never used before."""
+    """Runs checks against one server. ``new_key`` makes texts that were never used before.
 
-    def __init__(self, dial: Dial, plan: Plan, new_key: Callable[[], str], *, lines: bool) -> None:
+    ``let_go`` is awaited when a slow turn may end, for whoever can end it sooner than by itself.
+    """
+
+    def __init__(
+        self,
+        dial: Dial,
+        plan: Plan,
+        new_key: Callable[[], str],
+        *,
+        lines: bool,
+        let_go: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._dial, self.plan, self.new_key, self.lines = dial, plan, new_key, lines
+        self._let_go = let_go
         self._seen = Seen()
         self._clients: list[Client] = []
 
@@ -123,6 +135,11 @@ class Kit:
         if breaches:
             verdict, why = "fail", "; ".join(dict.fromkeys([*breaches, *([why] if why else [])]))
         return Result(check, verdict, why)
+
+    async def let_go(self) -> None:
+        """The slow turn under way is needed no more."""
+        if self._let_go is not None:
+            await self._let_go()
 
     async def stranger(self) -> Client:
         """A connection that has said nothing yet."""
@@ -583,6 +600,7 @@ async def _joins(kit: Kit) -> None:
     first = await kit.ask(one, session, kit.plan.slow, idempotencyKey=key)
     await one.wait("the turn", lambda m: "runId" in json.dumps(m))
     second = await kit.ask(two, session, kit.plan.slow, idempotencyKey=key)
+    await kit.let_go()
     turns = [turn_of(await one.answer(first)), turn_of(await two.answer(second))]
     expect(turns[0].run == turns[1].run, "the same key ran twice")
     expect(turns[1].duplicate, "who joined is not told duplicate")
@@ -607,6 +625,7 @@ async def _queue(kit: Kit) -> None:
     session = await kit.session(client)
     first, _ = await kit.begun(client, session, kit.plan.slow)
     second = await kit.ask(client, session)
+    await kit.let_go()
     turns = [turn_of(await client.answer(first)), turn_of(await client.answer(second))]
     expect(turns[0].event_id < turns[1].event_id, "the second turn ended before the first")
     runs = [
@@ -656,6 +675,7 @@ async def _cancel_request(kit: Kit) -> None:
     await client.notify("$/cancel_request", {"requestId": queued})
     answer = await client.answer(queued)  # without a run, when it was cancelled before it had one
     expect(answer["result"]["stopReason"] == "cancelled", f"a cancelled prompt answers {answer}")
+    await kit.let_go()
     turn = turn_of(await client.answer(running))
     expect(turn.stop_reason != "cancelled", "the running turn was cancelled, too")
 
@@ -825,6 +845,7 @@ async def _outlives(kit: Kit) -> None:
     )
     active = result["_meta"]["goclaw"]["activeTurn"]
     expect(active is not None and active["runId"] == run, f"the active turn is {active}")
+    await kit.let_go()
     await two.wait("session_info_update", lambda m: "session_info_update" in json.dumps(m))
     await kit.state(two, run, "SUCCEEDED")
 
@@ -946,9 +967,8 @@ async def _walk(kit: Kit) -> None:
     session = await kit.session(speaker)
     for path in itertools.product(_MOVES, repeat=3):
         client = await kit.client()
-        last = (await kit.turn(speaker, session)).event_id if "turn" in path else 0
         for move in path:
-            last = await _move(kit, speaker, client, session, move) or last
+            await _move(kit, speaker, client, session, move)
         # whatever the way: subscribed from here it is complete from here
         block = await client.call(
             "_goclaw/session/subscribe", {"sessionId": session, "fromEventId": 0}
@@ -958,11 +978,11 @@ async def _walk(kit: Kit) -> None:
         await client.close()
 
 
-async def _move(kit: Kit, speaker: Client, client: Client, session: str, move: str) -> int:
+async def _move(kit: Kit, speaker: Client, client: Client, session: str, move: str) -> None:
     params: dict[str, Any] = {"sessionId": session}
     if move == "turn":
-        return (await kit.turn(speaker, session)).event_id
-    if move == "leave":
+        await kit.turn(speaker, session)
+    elif move == "leave":
         await client.call("_goclaw/session/unsubscribe", params)
     elif move == "ahead":
         params["fromEventId"] = 1 << 40
@@ -971,4 +991,3 @@ async def _move(kit: Kit, speaker: Client, client: Client, session: str, move: s
         if move == "from the start":
             params["fromEventId"] = 0
         await client.call("_goclaw/session/subscribe", params)
-    return 0
