@@ -39,12 +39,13 @@ class Nothing:
         raise AssertionError(attempt)
 
 
-async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
+async def gateway_on(home: Path, *, ring_bytes: int) -> tuple[Any, Any, str, Any]:
+    """A gateway without listeners, on an engine without work: database, gateway, token and a
+    session."""
     from goclaw.brains import check_brain
     from goclaw.core.clock import SystemClock
     from goclaw.core.config import load
     from goclaw.core.home import Home
-    from goclaw.daemon import settle_memory
     from goclaw.engine import Engine
     from goclaw.engine.policies import Policies
     from goclaw.gateway import Gateway, Services
@@ -56,7 +57,7 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
     place = Home.locate(str(home), {})
     place.ensure(default.TEXT, clock.random_bytes)
     config = load(home, {})
-    rings = dataclasses.replace(config.events, ring_bytes=128 << 20, ring_bytes_total=256 << 20)
+    rings = dataclasses.replace(config.events, ring_bytes=ring_bytes, ring_bytes_total=256 << 20)
     config = dataclasses.replace(config, events=rings)
     database = open_database(home)
     policies = Policies(clock, database, place)
@@ -69,14 +70,6 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
     session = await engine.intake.create_session(
         cwd="/", roots=["/"], brain="direct", interactive=False
     )
-    if warm:
-        engine.hub.watch(session.sid, session.session_id, 0, Idle())
-    payload, now = orjson.dumps(UPDATE), clock.wall_ms()
-    part = database.bind(
-        "session_event", sid=session.sid, kind=0, type="update", payload=payload, now=now
-    )
-    for start in range(0, events, 100):
-        await database.apply(*[part] * min(100, events - start))
 
     async def status() -> dict[str, Any]:
         return {}
@@ -99,9 +92,25 @@ async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
             token=BearerToken(place.token(), place.token),
         )
     )  # fmt: skip
+    return database, gateway, place.token(), session
+
+
+async def serve_goclaw(home: Path, events: int, *, warm: bool) -> None:
+    from goclaw.daemon import settle_memory
+
+    database, gateway, token, session = await gateway_on(home, ring_bytes=128 << 20)
+    if warm:
+        gateway._services.engine.hub.watch(session.sid, session.session_id, 0, Idle())
+    payload, now = orjson.dumps(UPDATE), 1_700_000_000_000
+    part = database.bind(
+        "session_event", sid=session.sid, kind=0, type="update", payload=payload, now=now
+    )
+    for start in range(0, events, 100):
+        await database.apply(*[part] * min(100, events - start))
+
     port = await gateway.serve_ws("127.0.0.1", 0)
     settle_memory()
-    ready = {"port": port, "token": place.token(), "session": session.session_id}
+    ready = {"port": port, "token": token, "session": session.session_id}
     print(json.dumps(ready), flush=True)
     await asyncio.Event().wait()
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from goclaw.core.records import Attempt, Outcome
 
 IN_FLIGHT = 64
-ROUNDS = 5
-CYCLES = 1_920
+ROUNDS = 7
+CYCLES = 6_400  # a quarter of a second on a quiet machine, as long as the peers need for theirs
 PEER_CYCLES = 512
 
 
@@ -193,15 +193,17 @@ def huey_cycles(home: Path) -> float:
 @pytest.mark.req("P-1")
 @pytest.mark.timeout(300)
 def test_cycles_at_full_beside_the_best_packaged_peer(benchmark: Any, tmp_path: Path) -> None:
-    """Store >= 10 times, engine >= 3 times the best of them; all figures in ``extra_info``."""
+    """Store >= 10 times, engine >= 3 times the best of them; all figures in ``extra_info``. Each
+    round has its ratio, since what else the machine does changes from round to round; the median of
+    those is judged."""
     settle_memory()  # as the daemon does when it is ready; the peers gain by it too
     contenders: dict[str, Callable[[Path], float]] = {
+        "persist-queue": persistqueue_cycles,
         "store": store_cycles,
+        "huey": huey_cycles,
         "engine": engine_cycles,
         "store, 64 sessions": lambda home: store_cycles(home, IN_FLIGHT),
         "engine, 64 sessions": lambda home: engine_cycles(home, IN_FLIGHT),
-        "persist-queue": persistqueue_cycles,
-        "huey": huey_cycles,
     }
     measured: dict[str, list[float]] = {name: [] for name in contenders}
 
@@ -217,11 +219,14 @@ def test_cycles_at_full_beside_the_best_packaged_peer(benchmark: Any, tmp_path: 
         return
     medians = {name: statistics.median(values) for name, values in measured.items()}
     spread = {name: [round(min(v)), round(max(v))] for name, v in measured.items()}
-    best = max(medians["persist-queue"], medians["huey"])
+    best = list(map(max, measured["persist-queue"], measured["huey"]))
+    ratios = {
+        name: statistics.median(own / peer for own, peer in zip(measured[name], best, strict=True))
+        for name in ("store", "engine")
+    }
     benchmark.extra_info["cycles_per_s"] = {name: round(value) for name, value in medians.items()}
     benchmark.extra_info["min_max"] = spread
-    benchmark.extra_info["store_to_peer"] = round(medians["store"] / best, 1)
-    benchmark.extra_info["engine_to_peer"] = round(medians["engine"] / best, 1)
+    benchmark.extra_info["to_peer"] = {name: round(value, 1) for name, value in ratios.items()}
     print(benchmark.extra_info)
-    assert medians["store"] >= 10 * best
-    assert medians["engine"] >= 3 * best
+    assert ratios["store"] >= 10
+    assert ratios["engine"] >= 3

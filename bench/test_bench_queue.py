@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import math
 import statistics
 import tempfile
 import time
@@ -38,6 +39,7 @@ BUILDS = {"native": native.Writer, "pure": pure.Writer}
 IN_FLIGHT = 64
 CYCLES = 1_280
 ROUNDS = 5
+BUSY_S_MAX = 4.0  # of a build beside a busy loop: the twin may need minutes for its cycles
 NOW = 1_700_000_000_000
 
 
@@ -374,10 +376,14 @@ def test_the_twin_is_as_short_as_a_bare_loop(benchmark: Any, tmp_path: Path) -> 
     assert cycle_us["pure"] >= 1.5 * cycle_us["native"]
 
 
-async def through_write(database: Database, workers: int, cycles: int) -> list[float]:
-    """Claim + complete through the public calls; the latency of each call in seconds."""
+async def through_write(
+    database: Database, workers: int, cycles: int, seconds_max: float = math.inf
+) -> list[float]:
+    """Claim + complete through the public calls; the latency of each call in seconds. No cycle is
+    begun after ``seconds_max``."""
     latencies: list[float] = []
     numbers = itertools.count()
+    ends = time.perf_counter() + seconds_max
 
     async def timed(call: Awaitable[Any]) -> Any:
         began = time.perf_counter()
@@ -386,7 +392,7 @@ async def through_write(database: Database, workers: int, cycles: int) -> list[f
         return answer
 
     async def worker() -> None:
-        while (number := next(numbers)) < cycles:
+        while (number := next(numbers)) < cycles and time.perf_counter() < ends:
             token = b"%016d" % number
             claimed = await timed(database.write("claim", **claim_arguments(token)))
             tid = claimed.parts[0][0]
@@ -461,7 +467,7 @@ async def beside_a_busy_loop(database: Database, cycles: int) -> tuple[list[floa
             await asyncio.sleep(0)
 
     spinning = asyncio.ensure_future(busy())
-    latencies = await through_write(database, IN_FLIGHT, cycles)
+    latencies = await through_write(database, IN_FLIGHT, cycles, BUSY_S_MAX)
     done = True
     await spinning
     return latencies, flushes
@@ -472,12 +478,13 @@ async def beside_a_busy_loop(database: Database, cycles: int) -> tuple[list[floa
 def test_p99_with_a_busy_loop(benchmark: Any, tmp_path: Path) -> None:
     """Claim, heartbeat, complete at 64 in flight: p99 <= max(30 ms, 20 flush p99) on the disk.
 
-    The twin stands beside it, on the disk and where a flush costs nothing: there it is 2 to 90
-    times as slow, by how often its thread loses the GIL in mid-batch. The target is 5 (2026-11:
-    14 on the disk, 4.6 in memory).
+    The twin stands beside it, on the disk and where a flush costs nothing. Each time apsw calls
+    SQLite it lets go of the GIL, and as often as the loop takes it first, the twin waits out a
+    slice: 2 to 90 times as slow as the native writer, for a minute or two where that is the rule.
+    What it has not begun after BUSY_S_MAX is left out, which flatters it.
     """
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
-    latencies: dict[str, list[float]] = {}
+    p99s: dict[str, list[float]] = {}
     flushes: list[float] = []
 
     def one_round(number: int) -> None:
@@ -487,13 +494,13 @@ def test_p99_with_a_busy_loop(benchmark: Any, tmp_path: Path) -> None:
             ):
                 with opened(home / f"{build}-{number}", build) as database:
                     waited, flushed = uvloop.run(beside_a_busy_loop(database, CYCLES))
-                latencies.setdefault(f"{build}, {place}", []).extend(waited)
+                p99s.setdefault(f"{build}, {place}", []).append(percentile(waited, 0.99))
                 if (build, place) == ("native", "disk"):
                     flushes.extend(flushed)
 
     numbers = itertools.count()
     benchmark.pedantic(lambda: one_round(next(numbers)), rounds=ROUNDS, iterations=1)
-    p99 = {name: percentile(values, 0.99) * 1e3 for name, values in latencies.items()}
+    p99 = {name: statistics.median(values) * 1e3 for name, values in p99s.items()}
     flush_p99 = percentile(flushes, 0.99) * 1e3
     benchmark.extra_info["p99 ms"] = {name: round(value, 1) for name, value in p99.items()}
     benchmark.extra_info["flush p99 ms"] = round(flush_p99, 1)
