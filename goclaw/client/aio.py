@@ -93,7 +93,12 @@ class _Frames:
     @classmethod
     async def open(cls, url: str, token: str) -> _Frames:
         from websockets.asyncio.client import connect
-        from websockets.exceptions import InvalidHandshake, InvalidURI
+        from websockets.exceptions import (
+            InvalidHandshake,
+            InvalidMessage,
+            InvalidStatus,
+            InvalidURI,
+        )
 
         try:
             return cls(
@@ -109,7 +114,11 @@ class _Frames:
             raise UsageError(
                 f"{url[:80]} is no WebSocket URL.", hint="run/daemon.json of the home has it as ws."
             ) from None
+        except InvalidMessage as error:  # it went away in the middle of a word
+            raise ConnectionResetError(str(error)) from None
         except InvalidHandshake as error:
+            if isinstance(error, InvalidStatus) and error.response.status_code == 503:
+                raise ConnectionRefusedError(str(error)) from None  # there is room soon, perhaps
             raise DaemonGone(
                 f"{url[:80]} does not take us: {error}.", hint="Check the URL and the token."
             ) from None
