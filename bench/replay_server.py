@@ -47,6 +47,7 @@ async def gateway_on(home: Path, *, ring_bytes: int) -> tuple[Any, Any, str, Any
     from goclaw.core.config import load
     from goclaw.core.home import Home
     from goclaw.engine import Engine
+    from goclaw.engine.audit import Audit
     from goclaw.engine.policies import Policies
     from goclaw.gateway import Gateway, Services
     from goclaw.gateway.access import BearerToken
@@ -86,6 +87,7 @@ async def gateway_on(home: Path, *, ring_bytes: int) -> tuple[Any, Any, str, Any
             daemon_id="d", boot_id="b",
             version="0", commands=lambda _session: [], status=status,
             policies=policies, system_sid=1, secrets=Secrets(database, clock),
+            audit=Audit(database, clock, home / "audit.jsonl"),
             skills=list, request_stop=lambda: None,
             on_session=lambda _sid: None, replay=replay, backup=status, metrics=page,
             is_ready=lambda: True,

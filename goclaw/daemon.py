@@ -27,6 +27,7 @@ from goclaw.core.home import DaemonRecord, Home
 from goclaw.core.metrics import LOOP_LAG_S
 from goclaw.core.processes import Children
 from goclaw.engine import Engine
+from goclaw.engine.audit import Audit
 from goclaw.engine.policies import Policies
 from goclaw.gateway import Gateway, Services
 from goclaw.gateway.access import BearerToken, tls_context
@@ -172,6 +173,10 @@ class Daemon:
         await self.engine.start()
         self._system_sid = (await self.engine.intake.system_session()).sid
         await self.policies.load(sid=self._system_sid)
+        self.audit = Audit(self.database, self.clock, self.home.logs / "audit.jsonl")
+        await self.audit.start()
+        self.engine.hub.observe(self.audit.observe)
+        undo.push_async_callback(self.audit.close)
         self.gateway = Gateway(self._services())
         self.database.on_trouble = self._disk_trouble
         undo.push_async_callback(self.gateway.close)
@@ -221,6 +226,7 @@ class Daemon:
             commands=self._commands,
             status=self.status,
             policies=self.policies,
+            audit=self.audit,
             system_sid=self._system_sid,
             secrets=self.secrets,
             skills=lambda: [skill.as_listing() for skill in self.catalog],

@@ -210,6 +210,14 @@ def _effect(verbs: Any, name: str, about: str) -> Any:
 
 
 def _rules(verbs: Any) -> None:
+    audit = _group(verbs, "audit", "who was allowed what: verify, show")
+    verify = _verb(audit, "verify", "audit:verify", "was a record removed, changed or moved?")
+    _json(verify, "what was found as one object")
+    records = _verb(audit, "show", "audit:records", "the last decisions, oldest first")
+    records.add_argument(
+        "--last", type=_count, default=50, metavar="N", help="how many: 50 unless given"
+    )
+    _json(records)
     stop = _verb(verbs, "stop", "halt:stop", "emergency stop, until `goclaw resume`")
     level = stop.add_mutually_exclusive_group(required=True)
     level.add_argument(

@@ -276,6 +276,10 @@ class Engine:
         record = decision.to_record()
         if count > 1:
             record["count"] = count
+        await self.record(record)
+
+    async def record(self, record: dict[str, Any]) -> None:
+        """A record of the audit that is no decision of its own."""
         await self.database.write("audit", record=orjson.dumps(record), now=self.clock.wall_ms())
 
     async def run_task(self, run_id: str) -> dict[str, Any]:

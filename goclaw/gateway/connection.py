@@ -26,6 +26,7 @@ from goclaw.core.errors import (
     InternalError,
     LeaseLost,
     RequestCancelled,
+    ScopeMissing,
     TooLarge,
 )
 from goclaw.core.metrics import BACKPRESSURE_CLOSES
@@ -214,19 +215,22 @@ class Connection:
     ) -> Decision:
         """Ask the policy about this client, or the worker it speaks for; PolicyDenied unless it
         allows."""
-        own = self.attempt
-        subject = Subject(
-            SubjectKind.CLIENT if worker is None and own is None else SubjectKind.WORKER,
-            worker or self.client_id,
-            self.origin,
-            session_id=None if session is None else session.session_id,
-            task_id=None if own is None else own.task_id,
-            attempt=None if own is None else own.attempt,
-        )
+        subject = self._subject(None if session is None else session.session_id, worker)
         context = Context()
         if session is not None:
             context = Context(interactive=session.interactive, roots=session.roots)
         return self.permits.require(subject, action, resource, context)
+
+    def _subject(self, session_id: str | None = None, worker: str | None = None) -> Subject:
+        own = self.attempt
+        return Subject(
+            SubjectKind.CLIENT if worker is None and own is None else SubjectKind.WORKER,
+            worker or self.client_id,
+            self.origin,
+            session_id=session_id,
+            task_id=None if own is None else own.task_id,
+            attempt=None if own is None else own.attempt,
+        )
 
     async def narrow(self, shown: str) -> None:
         """Open nothing but what the token of an attempt opens; LeaseLost when it is of none."""
@@ -348,7 +352,11 @@ class Connection:
 
     async def _handled(self, call: Call) -> Reply | Later:
         request = call.request
-        self.handshake.admit(request.method)
+        try:
+            self.handshake.admit(request.method)
+        except GoclawError as error:
+            self._refused(request.method, "(handshake)", error)
+            raise
         if call in self._withdrawn and request.method != "session/prompt":
             raise RequestCancelled("The request was cancelled before it began.")
         handler = self._methods.get(request.method)
@@ -360,10 +368,18 @@ class Connection:
 
     def _check_scope(self, method: str) -> None:
         """ScopeMissing."""
-        if self.attempt is not None:
-            self.attempt.check(method)
-        else:
-            check_scope(self._scopes, method)
+        try:
+            if self.attempt is not None:
+                self.attempt.check(method)
+            else:
+                check_scope(self._scopes, method)
+        except ScopeMissing as error:
+            self._refused(method, "(scope)", error)
+            raise
+
+    def _refused(self, method: str, rule_id: str, error: GoclawError) -> None:
+        """Turned away before the policy was asked: that is on record all the same (A-8)."""
+        self.permits.refused(self._subject(), method, rule_id, error.message)
 
     async def _answer(self, call: Call, work: Awaitable[Reply | Later]) -> None:
         """The edge of a request: whatever happens, it gets exactly one answer."""

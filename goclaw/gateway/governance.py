@@ -1,7 +1,8 @@
-"""The methods about what may happen: the policy, and the emergency stop.
+"""The methods about what may happen: the policy, the emergency stop, the audit.
 
 Owns their params and the shapes of their answers. Not in here: deciding, and what is kept of it
-(``engine.policies``, ``engine.halt``).
+(``engine.policies``, ``engine.halt``,
+``engine.audit``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from goclaw.gateway.connection import Connection, Handler, Later, Reply
 from goclaw.gateway.params import Params
 
 if TYPE_CHECKING:
+    from goclaw.engine.audit import Audit
     from goclaw.engine.policies import Tested
     from goclaw.policy.review import Warned
     from goclaw.store import Secret
@@ -201,7 +203,38 @@ def _secret_object(secret: Secret) -> dict[str, Any]:
     }
 
 
+# -- the audit ---------------------------------------------------------------------------------
+
+
+async def _audit(connection: Connection, params: Params) -> Reply | Later:
+    verb = params.choice("verb", ("list", "verify"))
+    connection.require("admin.audit", verb)
+    audit = connection.services.audit
+    if verb == "verify":
+        return Later(_verified(audit))
+    most, before = params.page(), params.cursor("after")
+    found = await audit.listed(before=before, most=most + 1)
+    result: dict[str, Any] = {"records": found[:most]}
+    if len(found) > most:
+        result["next"] = str(found[most - 1]["seq"])
+    return Reply(result)
+
+
+async def _verified(audit: Audit) -> Reply:
+    found = await audit.verify()
+    return Reply(
+        {
+            "ok": not found.faults,
+            "records": found.records,
+            "link": found.link,
+            "faults": [fault._asdict() for fault in found.faults],
+            "more": found.more,
+        }
+    )
+
+
 METHODS: Final[dict[str, Handler]] = {
+    "_goclaw/admin/audit": _audit,
     "_goclaw/admin/policy": _policy,
     "_goclaw/admin/stop": _stop,
     "_goclaw/admin/resume": _resume,

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 
 from goclaw.core import limits, log
-from goclaw.core.decisions import Origin
+from goclaw.core.decisions import Origin, Subject, SubjectKind
 from goclaw.core.errors import ListenerFailed
 from goclaw.gateway import executors, governance, handlers, operators, work
 from goclaw.gateway.access import HEALTH, METRICS, Refusal, Throttle, bearer, judge, peer_uid
@@ -47,6 +47,8 @@ _OWN: Final = (
 )
 METHODS: Final = _OWN | mirrored(_OWN)
 """Every request there is, by method."""
+_STRANGER: Final = Subject(SubjectKind.CLIENT, "-", Origin.WS)
+"""Who was not let in."""
 
 
 class Gateway:
@@ -197,6 +199,7 @@ class Gateway:
                 return connection.respond(503, "There are too many connections.\n")
             return None
         _log.info("refused an upgrade", extra={"data": {"status": int(refusal.status)}})
+        self._permits.refused(_STRANGER, "connect", "(unauthenticated)", refusal.text)
         if refusal.wrong_token:
             self._throttle.failed(address)
         response = connection.respond(refusal.status, refusal.text + "\n")

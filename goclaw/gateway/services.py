@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from goclaw.core.decisions import Context, Decision, Subject
     from goclaw.core.records import Session
     from goclaw.engine import Engine
+    from goclaw.engine.audit import Audit
     from goclaw.engine.policies import Policies
     from goclaw.gateway.access import BearerToken
     from goclaw.store import Secrets
@@ -39,6 +40,7 @@ class Services:
     """The slash commands of a session, as ACP's AvailableCommand objects."""
     status: Callable[[], Awaitable[dict[str, Any]]]
     policies: Policies
+    audit: Audit
     system_sid: int
     """The session of the daemon's own events."""
     secrets: Secrets

@@ -231,6 +231,16 @@ METHODS: Final = (
         "the object of `goclaw replay --json` ([operations](operations.md#replay))",
     ),
     Method(
+        "_goclaw/admin/audit",
+        "`verb` (`list`), `after?`, `limit?`",
+        "`{records: [{seq, at, record}], next?}`, newest first",
+    ),
+    Method(
+        "_goclaw/admin/audit",
+        "`verb` `verify`",
+        "`{ok, records, link, faults: [{seq, where, what}], more}`",
+    ),
+    Method(
         "_goclaw/admin/stop",
         "`level` (`effects`, `all`), `why?`",
         "`{level, at, by, why}`: the emergency stop is on, also after a restart "

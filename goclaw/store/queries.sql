@@ -1192,12 +1192,12 @@ VALUES (:tid, :name, :payload, :now, :answer);
 -- One record of the audit chain; commits with what it allows (A-8).
 -- returns: seq
 -- step: run
-SELECT 0 AS seq, zeroblob(32) AS link;
+SELECT seq + 1 AS seq, chain_link(link, seq + 1, :now, 'audit', NULL, NULL, :record) AS link
+  FROM audit_head WHERE id = 1;
 -- step: run
-SELECT seq, link FROM audit ORDER BY seq DESC LIMIT 1;
+INSERT INTO audit (seq, at, record, link) VALUES (:seq, :now, :record, :link);
 -- step: run
-INSERT INTO audit (seq, at, record, link)
-VALUES (:seq + 1, :now, :record, chain_link(:link, :seq + 1, :now, 'audit', NULL, NULL, :record));
+UPDATE audit_head SET seq = :seq, link = :link WHERE id = 1;
 
 -- What the log says of an effect, by its ordinal; ``sid``, ``tid`` and ``at`` bound what is looked at.
 -- fragment: ended_effects
@@ -1821,6 +1821,9 @@ SELECT seq, version, at, by FROM policy_activations
 
 -- query: audit_before seq limit
 SELECT seq, at, record FROM audit WHERE seq < :seq ORDER BY seq DESC LIMIT :limit;
+
+-- query: audit_head
+SELECT seq, link FROM audit_head WHERE id = 1;
 
 -- query: audit_after seq limit
 SELECT seq, at, record, link FROM audit WHERE seq > :seq ORDER BY seq LIMIT :limit;

@@ -156,7 +156,6 @@ POINTS_PENDING: set[str] = set()
 
 # Programs and queries that only tests call so far, and who will.
 SQL_PENDING = {
-    "audit_after": "goclaw audit verify (A-8)",
     "chain_after": "goclaw verify (O-4)",
     "chain_of_session": "goclaw verify (O-4)",
     "policy_get": "goclaw policy history (A-3)",

@@ -388,7 +388,7 @@ async def test_the_system_session_is_nobodys(house: House) -> None:
     error = await client.refused("session/prompt", {"sessionId": "_system", "prompt": text("x")})
     assert error["code"] == -32002
     block = await client.call("_goclaw/session/subscribe", {"sessionId": "_system"})
-    assert block["headEventId"] == 0
+    assert block["headEventId"] == 1  # the policy that came into force
     assert (await client.call("session/list"))["sessions"] == []
 
 

@@ -24,6 +24,7 @@ from goclaw.core.home import Home
 from goclaw.core.records import Call, Done, Failed, Succeeded
 from goclaw.core.states import EffectClass
 from goclaw.engine import Engine
+from goclaw.engine.audit import Audit
 from goclaw.engine.policies import Policies
 from goclaw.gateway import Gateway, Services
 from goclaw.gateway.access import BearerToken
@@ -430,6 +431,8 @@ async def opened(
     await engine.start()
     system_sid = (await engine.intake.system_session()).sid
     await policies.load(sid=system_sid)
+    audit = Audit(database, clock, home / "audit.jsonl")
+    await audit.start()
 
     def known(_session: Session) -> list[dict[str, Any]]:
         return commands or [{"name": "word-count", "description": "Counts.", "input": None}]
@@ -451,8 +454,8 @@ async def opened(
     services = Services(
         engine=engine, config=config, decide=policies.decide, check_brain=check_brain,
         daemon_id="daemon_1", boot_id="boot_1",
-        version="0.0", commands=known, status=status, policies=policies, system_sid=system_sid,
-        secrets=Secrets(database, clock),
+        version="0.0", commands=known, status=status, policies=policies, audit=audit,
+        system_sid=system_sid, secrets=Secrets(database, clock),
         skills=lambda: [{"name": "word-count"}], request_stop=lambda: stops.append(True),
         on_session=sids.append, token=BearerToken(TOKEN, lambda: NEXT_TOKEN),
         replay=replayed, backup=backup, metrics=page, is_ready=lambda: True,

@@ -1,0 +1,265 @@
+"""The audit: a hash chain in the database, the same records in a file, and the proof of both (A-8).
+
+Owns logs/audit.jsonl, the walk over the chain and what it finds. Not in here: what is recorded, and
+the links, which the writer makes in the transaction of what they tell of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+
+from goclaw.core import limits, log
+from goclaw.core.clock import rfc3339
+from goclaw.core.errors import GoclawError
+from goclaw.core.files import open_to_append
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from goclaw.core.clock import Clock
+    from goclaw.store import Database, Event
+
+__all__ = ["Audit", "Fault", "Found", "link_of"]
+
+_log = log.logger("engine.audit")
+
+_NUMBERS: Final = struct.Struct(">qq")
+_BEGIN: Final = bytes(32)
+
+
+def link_of(before: bytes, seq: int, at_ms: int, record: bytes | str) -> bytes:
+    """The link of a record, as the writer makes it: over the link before, number, time, content."""
+    head = before + _NUMBERS.pack(seq, at_ms)
+    if isinstance(record, str):  # somebody wrote it who is not us
+        record = record.encode()
+    return hashlib.sha256(head + b"audit\0\0\0" + record).digest()
+
+
+class Fault(NamedTuple):
+    """Something that is not as it was written; ``where``: the database, or the file."""
+
+    seq: int
+    where: str
+    what: str
+
+
+class Found(NamedTuple):
+    """What a walk over the whole chain found. ``link`` is its last: noted elsewhere, it proves
+    later that nothing before it was written anew."""
+
+    records: int
+    link: str
+    faults: list[Fault]
+    more: bool
+    """There are faults beyond those that are listed."""
+
+
+class Audit:
+    """The audit of one home. Belongs to the loop; files are touched on threads."""
+
+    def __init__(self, database: Database, clock: Clock, path: Path) -> None:
+        self._database, self._clock, self._path = database, clock, path
+        self._stirred = asyncio.Event()
+        self._copying: asyncio.Task[None] | None = None
+        self._copied = 0
+        self._turn = asyncio.Lock()
+        self._closed = False
+
+    # -- the file ------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Go on where the file ends; one that is of another chain is put aside and named."""
+        seq, link = await _thread(_last_line, self._path)
+        if seq:
+            found = await self._database.read("audit_after", seq=seq - 1, limit=1)
+            if not found or found[0][0] != seq or found[0][3].hex() != link:
+                aside = self._path.with_name(f"audit-{link[:12]}.jsonl")
+                _log.error("audit.jsonl is of another chain", extra={"data": {"kept": aside.name}})
+                await _thread(self._path.replace, aside)
+                seq = 0
+        self._copied = seq
+        self._copying = asyncio.ensure_future(self._copy())
+
+    def observe(self, _events: list[Event]) -> None:
+        """Something committed, maybe decisions with it."""
+        self._stirred.set()
+
+    async def _copy(self) -> None:
+        while not self._closed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limits.AUDIT_COPY_MS / 1000):
+                    await self._stirred.wait()
+            self._stirred.clear()
+            try:
+                await self.copied()
+            except (GoclawError, OSError) as error:
+                _log.error("audit not copied", extra={"data": {"error": str(error)}})
+
+    async def copied(self) -> None:
+        """Append to the file what it lacks. OSError, StorageFailed: the database has it all."""
+        async with self._turn:
+            while page := await self._database.read(
+                "audit_after", seq=self._copied, limit=limits.READ_ROWS_MAX
+            ):
+                lines = b"".join(_line(*row) for row in page)
+                await _thread(_append, self._path, lines)
+                self._copied = page[-1][0]
+
+    async def close(self) -> None:
+        """Copy the rest."""
+        self._closed = True
+        self._stirred.set()
+        if self._copying is not None:
+            await self._copying
+
+    # -- reading -------------------------------------------------------------------------------
+
+    async def listed(self, *, before: int | None, most: int) -> list[dict[str, Any]]:
+        """Records, newest first; ``before``: the number of the last one of the page before."""
+        found: list[dict[str, Any]] = []
+        while len(found) < most:
+            page = await self._database.read(
+                "audit_before", seq=before or 1 << 62,
+                limit=min(most - len(found), limits.READ_ROWS_MAX),
+            )  # fmt: skip
+            if not page:
+                break
+            found += [
+                {"seq": seq, "at": rfc3339(at), "record": orjson.Fragment(record)}
+                for seq, at, record in page
+            ]
+            before = page[-1][0]
+        return found
+
+    async def verify(self) -> Found:
+        """Walk the chain from its beginning, and the file beside it; any record that was removed,
+        changed or moved is a fault. Changes nothing."""
+        await self.copied()
+        # Both may grow meanwhile; the file is never shorter than what has been copied.
+        faults: list[Fault] = []
+        lines = _lines(self._path)
+        seq, link, count = 0, _BEGIN, 0
+        line: tuple[int, bytes] | None = await _thread(next, lines, None)
+        async for row in self._rows():
+            number, at, record, own = row
+            count += 1
+            if number != seq + 1:
+                faults.append(Fault(seq + 1, "database", _gap(seq + 1, number - 1)))
+            elif link_of(link, number, at, record) != own:
+                faults.append(
+                    Fault(number, "database", "it was changed, or another one moved here")
+                )
+            seq, link = number, own
+            line = await self._beside(row, line, lines, faults)
+        head_seq, head_link = (await self._database.read("audit_head"))[0]
+        if (seq, link) != (head_seq, head_link):
+            gap = "it is not the last that was written"
+            gap = _gap(seq + 1, head_seq) if seq < head_seq else gap
+            faults.append(Fault(min(seq, head_seq) + 1, "database", gap))
+        while line is not None and line[0] <= self._copied:
+            faults.append(Fault(line[0], "file", "the database does not have it"))
+            line = await _thread(next, lines, None)
+        lines.close()
+        return Found(count, link.hex(), faults[: limits.AUDIT_FAULTS_MAX],
+                     len(faults) > limits.AUDIT_FAULTS_MAX)  # fmt: skip
+
+    async def _beside(
+        self,
+        row: tuple[Any, ...],
+        line: tuple[int, bytes] | None,
+        lines: Any,
+        faults: list[Fault],
+    ) -> tuple[int, bytes] | None:
+        """Hold a record to its line; answers the next one."""
+        if row[0] > self._copied:
+            return line
+        while line is not None and line[0] < row[0]:
+            faults.append(Fault(line[0], "file", "the database does not have it"))
+            line = await _thread(next, lines, None)
+        if line is None or line[0] > row[0]:
+            faults.append(Fault(row[0], "file", "its line was removed, or moved"))
+            return line
+        if line[1] != _line(*row):
+            faults.append(Fault(row[0], "file", "its line was changed"))
+        found: tuple[int, bytes] | None = await _thread(next, lines, None)
+        return found
+
+    async def _rows(self) -> AsyncIterator[tuple[Any, ...]]:
+        seq = -(1 << 62)
+        while True:
+            page = await self._database.read("audit_after", seq=seq, limit=limits.READ_ROWS_MAX)
+            for row in page:
+                yield row
+            if page:
+                seq = page[-1][0]
+            elif (await self._database.read("audit_head"))[0][0] <= seq or not (
+                await self._database.read("audit_after", seq=seq, limit=1)
+            ):
+                return
+
+
+def _gap(first: int, last: int) -> str:
+    if last < first:
+        return "its number stands where another should"
+    return "it was removed" if first == last else f"records {first} to {last} were removed"
+
+
+def _line(seq: int, at: int, record: bytes, link: bytes) -> bytes:
+    head = {"seq": seq, "at": rfc3339(at), "link": link.hex(), "record": orjson.Fragment(record)}
+    return orjson.dumps(head) + b"\n"
+
+
+async def _thread(work: Any, *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+
+
+def _append(path: Path, lines: bytes) -> None:
+    descriptor = open_to_append(path)
+    try:
+        while lines:
+            lines = lines[os.write(descriptor, lines) :]
+    finally:
+        os.close(descriptor)
+
+
+def _last_line(path: Path) -> tuple[int, str]:
+    """Number and link of the last whole line, (0, "") without one; a torn one is cut off."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return 0, ""
+    with open(descriptor, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - limits.AUDIT_LINE_BYTES_MAX))
+        tail = file.read()
+        end = tail.rfind(b"\n") + 1
+        file.truncate(size - len(tail) + end)
+        last = tail[:end].splitlines()[-1:]
+    try:
+        found: dict[str, Any] = orjson.loads(last[0]) if last else {"seq": 0, "link": ""}
+        return int(found["seq"]), str(found["link"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return -1, "unreadable"
+
+
+def _lines(path: Path) -> Any:
+    """(number, line) of each line of the file; an unreadable one has number 0."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed with the generator
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                seq = int(orjson.loads(line)["seq"])
+            except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+                seq = 0
+            yield seq, line
