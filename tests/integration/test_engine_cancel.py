@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -284,6 +285,63 @@ def test_a_cancel_that_races_with_the_end(home: Path, seed: int) -> None:
             assert types.count("run.ended") == 1
             # What the loser still said is joined to its attempt, and ends nothing.
             assert types[types.index("run.ended") + 1 :] in ([], ["attempt.late"] * won)
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-11", "Q-1", "Q-2", "I-1")
+def test_a_thousand_tasks_cancelled_while_they_finish(home: Path) -> None:
+    """Each ends once, as its receipt says; counters, lanes and lines are clean after."""
+    house = Home(home, seed=11, hurry=0.3, lanes=16)
+    chance = house.clock.chance
+
+    async def brief_work(attempt: Attempt) -> Outcome:
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        match chance.randrange(4):
+            case 0:
+                return Failed("no_good", "")
+            case 1:
+                return Failed("again", "", retryable=True, fingerprint=attempt.task.task_id)
+            case _:
+                return Succeeded()
+
+    house.plays["brief"] = brief_work
+
+    async def cancel(world: World, task: Accepted) -> tuple[str, str]:
+        while not any(task.task_id == begun for begun, _ in house.plays.begun[-64:]):
+            await asyncio.sleep(0.001)
+            if await world.state(task) not in ("QUEUED", "RUNNING"):
+                break
+        for _ in range(chance.randrange(6)):
+            await asyncio.sleep(0)
+        receipt = await world.engine.cancel_task(task.task_id)
+        return receipt.outcome, await world.ended(task)
+
+    async def main(world: World) -> None:
+        sessions = [await world.session() for _ in range(20)]
+        tasks = [
+            await world.tool(session, "brief", parallel=n % 2 == 0)
+            for n in range(50)
+            for session in sessions
+        ]
+        found = Counter(await asyncio.gather(*(cancel(world, task) for task in tasks)))
+        assert found.total() == 1_000
+        finished = {state for outcome, state in found if outcome == "already_finished"}
+        assert finished <= {"SUCCEEDED", "FAILED", "DEAD_LETTER"}
+        assert {state for outcome, state in found if outcome != "already_finished"} == {"CANCELED"}
+        canceled = sum(count for (_, state), count in found.items() if state == "CANCELED")
+        assert 100 < canceled < 900, "not at the moment that matters"
+        ends = Counter[str]()
+        for session in sessions:
+            for kind, fields in await world.events(session):
+                if fields.get("to") in ("SUCCEEDED", "FAILED", "DEAD_LETTER", "CANCELED"):
+                    ends[kind] += 1
+        assert ends.total() == 1_000
+        assert ends["task.canceled"] == canceled
+        assert world.engine.open_tasks() == 0
+        for session in sessions:
+            assert await world.ended(await world.tool(session, "after")) == "SUCCEEDED"
 
     house.live(main)
 

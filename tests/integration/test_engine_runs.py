@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from engine_support import Home, World, passes, settled
 
-from goclaw.core.errors import StorageFailed, UnknownId
+from goclaw.core.errors import LeaseLost, StorageFailed, UnknownId
 from goclaw.core.records import Failed, Succeeded
 from goclaw.core.states import State
 
@@ -52,6 +52,49 @@ EXPECTED = {
 def summary(end: RunEnd) -> tuple[str, str | None, str | None, str | None]:
     code = end.code if end.state != "SUCCEEDED" else "finished"
     return end.state, end.stop_reason, code, end.message
+
+
+@pytest.mark.req("G-6", "Q-3", "Q-1")
+def test_a_prompt_that_streams_is_claimed_first_and_nobody_else_can_have_it(home: Path) -> None:
+    """Whoever else asks for work all the while gets none, and no end is taken from them."""
+    house = Home(home, lanes=2)
+
+    async def streams(attempt: Attempt) -> Outcome:
+        async def answer(stream: Any) -> dict[str, Any]:
+            for n in range(5):
+                await stream.send([{"sessionUpdate": "agent_message_chunk", "n": n}])
+                await passes(10)
+            return {}
+
+        await attempt.think("brain", {}, answer)
+        return Succeeded()
+
+    house.plays["streams"] = streams
+
+    async def main(world: World) -> None:
+        session = await world.session()
+        prompt = await world.prompt(session, "streams")
+        ending = asyncio.ensure_future(world.engine.run_ended(prompt.run_id))
+        while not ending.done():
+            now = {"now": world.clock.wall_ms(), "token": b"another"}
+            (claimed,) = (
+                await world.database.write(
+                    "claim", pool="", owner="another", now_mono=0, aging_factor=16,
+                    lease_until_mono=1 << 60, policy_version="p", **now,
+                )
+            ).parts  # fmt: skip
+            assert claimed[0] is None
+            with pytest.raises(LeaseLost):
+                await world.database.write("complete", tid=prompt.tid, hash=b"", result=b"", **now)
+            await passes(5)
+        assert house.plays.begun == [(prompt.task_id, 1)]
+        types = await world.types(session)
+        assert types.count("task.claimed") == types.count("task.succeeded") == 1
+        shown = [n for n, (kind, fields) in enumerate(await world.events(session)) if "n" in fields]
+        assert len(shown) == 5
+        assert types.index("task.running") < shown[0] < shown[-1] < types.index("task.succeeded")
+
+    house.live(main)
 
 
 @pytest.mark.req("I-3", "W-7")

@@ -30,7 +30,7 @@ async def until_event(client: Client, session: str, event_id: int) -> None:
 
 
 @wire()
-@pytest.mark.req("W-4", "I-3")
+@pytest.mark.req("W-4", "I-3", "G-8")
 async def test_replay_and_live_are_the_same_bytes(house: House) -> None:
     one = await house.unix(**OPTED_IN)
     session = await one.new_session()
@@ -51,7 +51,7 @@ async def test_replay_and_live_are_the_same_bytes(house: House) -> None:
 
 
 @wire()
-@pytest.mark.req("W-4", "W-3")
+@pytest.mark.req("W-4", "W-3", "G-8")
 async def test_no_gap_and_no_duplicate_at_the_seam(house: House) -> None:
     one = await house.unix(**OPTED_IN)
     session = await one.new_session()
