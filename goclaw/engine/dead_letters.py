@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
     from goclaw.core.decisions import Decision
+    from goclaw.engine.intake import Intake
     from goclaw.store import Database
 
 __all__ = ["DeadLetters", "Verb"]
@@ -46,13 +47,13 @@ _FROM: Final = {
 
 
 class DeadLetters:
-    """The dead letters of this home. ``open_tasks`` counts those that are not terminal."""
+    """The dead letters of this home."""
 
     def __init__(
-        self, database: Database, clock: Clock, queue: QueueConfig, open_tasks: Callable[[], int]
+        self, database: Database, clock: Clock, queue: QueueConfig, intake: Intake
     ) -> None:
         self._database, self._clock, self._queue = database, clock, queue
-        self._open_tasks = open_tasks
+        self._intake = intake
 
     async def listed(
         self, *, fingerprint: str | None, before: int | None, limit: int
@@ -179,7 +180,7 @@ class DeadLetters:
             )  # fmt: skip
         for count, bound, where in (
             (row["open"] + planned[row["sid"]], self._queue.session_limit, "Its session"),
-            (self._open_tasks() + planned.total(), self._queue.total_limit, "The queue"),
+            (self._intake.taken + planned.total(), self._queue.total_limit, "The queue"),
         ):
             if count >= bound:
                 return QueueFull(
@@ -201,7 +202,11 @@ class DeadLetters:
             part = bind("drop", tid=row["tid"], now=now)
         audit = bind("audit", record=orjson.dumps(decision.to_record()), now=now)
         try:
-            committed = await self._database.apply(part, audit)
+            if verb is Verb.REDRIVE:
+                with self._intake.arriving():
+                    committed = await self._database.apply(part, audit)
+            else:
+                committed = await self._database.apply(part, audit)
         except (IllegalTransition, QueueFull) as error:
             # Something came between the look and the change: it has a name, too.
             again = await self._row(row["task_id"])

@@ -6,6 +6,7 @@ Owns what a valid submission is and its idempotency. Not in here: running it (sc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +31,7 @@ from goclaw.protocol.jsonrpc import canonical, encode
 from goclaw.store import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
@@ -333,9 +334,9 @@ class Intake:
                 )
             )  # fmt: skip
         faultpoint("before_submit")
-        self._arriving += 1
         try:
-            committed = await self._database.apply(*parts)
+            with self._counted():
+                committed = await self._database.apply(*parts)
         except QueueFull as error:
             if "retryAfterMs" in error.data:  # the writer's own bound, not the session's
                 raise
@@ -348,8 +349,6 @@ class Intake:
                 idempotencyKey=key,
                 runId=known[0][1] if known else None,
             ) from error
-        finally:
-            self._arriving -= 1
         faultpoint("after_submit")
         tid, task_id, run_id, event_id, state, duplicate, expired = committed.parts[0]
         if committed.events:
@@ -390,10 +389,31 @@ class Intake:
         bound of all tasks unless the submission of that scope is one that is known."""
         self._check_open()
         check_key(key)
-        if self._open_tasks() + self._arriving < self._queue.total_limit:
+        if self.taken < self._queue.total_limit:
             return
         if not await self._is_known(key, sid):
             raise _full("total", self._queue.total_limit)
+
+    @property
+    def taken(self) -> int:
+        """Places that are taken: by open tasks, and by those on their way to the disk."""
+        return self._open_tasks() + self._arriving
+
+    @contextlib.contextmanager
+    def arriving(self) -> Iterator[None]:
+        """One more task is on its way to the disk; QueueFull at the bound of all tasks."""
+        if self.taken >= self._queue.total_limit:
+            raise _full("total", self._queue.total_limit)
+        with self._counted():
+            yield
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     async def _is_known(self, key: str | None, sid: int) -> bool:
         return bool(key and await self._database.read("submission", sid=sid, key=key))

@@ -103,7 +103,7 @@ class Engine:
         self.settlement = Settlement(
             database, clock, self.task, self.intake.session_by_sid, call_of, self.halt
         )
-        self.dead_letters = DeadLetters(database, clock, config.queue, self.open_tasks)
+        self.dead_letters = DeadLetters(database, clock, config.queue, self.intake)
         self.external = External(database, clock, config.queue, self.halt)
         self.pools = Pools(
             database, clock, config.queue, policy_version=policy_version,
@@ -171,6 +171,7 @@ class Engine:
         self.pools.close()
         await self._schedules.stop()
         await self.scheduler.stop(drain_ms, hurry)
+        await self.subtasks.stop()
         await asyncio.gather(self.pools.settled(), self.external.settled())
         self.hub.close()
 

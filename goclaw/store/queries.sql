@@ -299,7 +299,7 @@ SELECT :sid, :key, :hash, :tid, :now WHERE :key IS NOT NULL;
 SELECT 1;
 -- section
 -- step: expect session_unknown
-SELECT s.head AS event_id, s.salt, s.link, s.open,
+SELECT s.head AS event_id, s.salt, s.link, s.open, s.tail,
        (SELECT ifnull(max(tid), 0) + 1 FROM tasks) AS tid,
        (SELECT wid FROM works WHERE work = :work) AS wid,
        (SELECT 1 FROM levels WHERE pool = :pool AND rank = :rank) AS known_level
@@ -321,8 +321,8 @@ SELECT wid FROM works WHERE work = :work;
 INSERT INTO tasks (tid, task_id, run_id, sid, seq, line, wid, pool, kind, state, rank, max_attempts,
                    on_unknown, policy_version, trace, held, due_at, timeout_ms, deadline_at,
                    parent_tid, since_event, created_at, updated_at)
-VALUES (:tid, :task_id, :run_id, :sid, :tid, iif(:parallel, :wid, 0), :wid, :pool, :kind, 'QUEUED',
-        :rank, :max_attempts, :on_unknown, :policy_version, :trace, :not_before IS NOT NULL,
+VALUES (:tid, :task_id, :run_id, :sid, max(:tid, :tail + 1), iif(:parallel, :wid, 0), :wid, :pool,
+        :kind, 'QUEUED', :rank, :max_attempts, :on_unknown, :policy_version, :trace, :not_before IS NOT NULL,
         :not_before, :timeout_ms, :deadline_at, :parent_tid, :event_id + 1, :now, :now);
 -- step: run
 INSERT INTO task_payloads (tid, payload, key, client, origin, unique_key)
@@ -335,7 +335,7 @@ INSERT INTO uniques (scope, key, tid)
 SELECT iif(:pool = '', 'session:' || :sid, 'pool:' || :pool), :unique_key, :tid
  WHERE :unique_key IS NOT NULL;
 -- step: run
-UPDATE sessions SET open = open + 1 WHERE sid = :sid;
+UPDATE sessions SET open = open + 1, tail = max(:tid, :tail + 1) WHERE sid = :sid;
 -- step: emit
 SELECT 1 AS kind, 'run.accepted' AS type,
        json_object('origin', :origin, 'idempotencyKey', :key) AS payload WHERE :kind = 'prompt'
@@ -763,9 +763,7 @@ UPDATE tasks
 <<task t.tid = :tid>>
 -- step: expect illegal_transition
 SELECT y.unique_key, iif(t.pool = '', 'session:' || t.sid, 'pool:' || t.pool) AS scope,
-       max(t.seq, ifnull((SELECT max(q.seq) + 1 FROM tasks AS q WHERE q.sid = t.sid
-                            AND q.line = t.line AND q.state = 'QUEUED' AND q.held = 0), 0)) AS tail,
-       s.open
+       s.tail + 1 AS tail, s.open
   FROM tasks AS t JOIN task_payloads AS y ON y.tid = t.tid JOIN sessions AS s ON s.sid = t.sid
   JOIN session_info AS i ON i.sid = t.sid
  WHERE t.tid = :tid AND t.state IN ('FAILED', 'DEAD_LETTER') AND t.dropped_at IS NULL
@@ -780,7 +778,7 @@ SELECT :scope, :unique_key, :tid WHERE :unique_key IS NOT NULL;
 -- step: run
 DELETE FROM task_results WHERE tid = :tid;
 -- step: run
-UPDATE sessions SET open = open + 1 WHERE sid = :sid;
+UPDATE sessions SET open = open + 1, tail = :tail WHERE sid = :sid;
 <<event 1 | 'task.requeued' | json_object('from', :was, 'to', 'QUEUED', 'reason', 'redrive')>>
 -- step: run
 UPDATE tasks
@@ -812,10 +810,11 @@ UPDATE tasks SET dropped_at = :now WHERE tid = :tid;
 -- step: stop
 SELECT 1 FROM tasks WHERE tid = :tid AND (held = 0 OR due_at > :now);
 -- step: run
+UPDATE sessions SET tail = tail + 1 WHERE sid = :sid;
+-- step: run
 UPDATE tasks
    SET held = 0, due_at = NULL, updated_at = :now,
-       seq = max(seq, ifnull((SELECT max(q.seq) + 1 FROM tasks AS q WHERE q.sid = :sid
-                                AND q.line = :line AND q.state = 'QUEUED' AND q.held = 0), 0))
+       seq = (SELECT s.tail FROM sessions AS s WHERE s.sid = :sid)
  WHERE tid = :tid;
 <<event 1 | 'schedule.due' | json_object('at', :now)>>
 <<promote 0 | :sid | :line | w.broken IS NULL>>
@@ -1230,8 +1229,8 @@ SELECT t.sid AS of_sid, t.task_id AS of_task, t.run_id AS of_run, s.session_id A
        s.salt, t.line, t.wid, (SELECT max(tid) + 1 FROM tasks) AS tid, :attempts AS attempt
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid WHERE t.tid = :of_tid;
 -- step: run
-INSERT INTO sessions (session_id, updated_at, salt, link, open, weight)
-SELECT :session_id, :now, salt, zeroblob(32), 1, weight FROM sessions WHERE sid = :of_sid
+INSERT INTO sessions (session_id, updated_at, salt, link, open, weight, tail)
+SELECT :session_id, :now, salt, zeroblob(32), 1, weight, :tid FROM sessions WHERE sid = :of_sid
 RETURNING sid;
 -- step: run
 INSERT INTO session_info (sid, stream_id, cwd, roots, brain, interactive, title, created_at,

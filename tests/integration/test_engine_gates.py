@@ -331,7 +331,7 @@ def test_a_call_that_is_not_sent_leaves_its_gate(home: Path) -> None:
 
             def failing(*parts: Any, live: bool = False) -> Any:
                 attempt._database.apply = write
-                attempt._database.fail_next_commit()
+                attempt._database.fail_next_commit(after=False)
                 return write(*parts, live=live)
 
             attempt._database.apply = failing

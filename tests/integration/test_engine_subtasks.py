@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -13,7 +14,6 @@ from goclaw.core.records import Call, Child, Done, Failed, Succeeded
 from goclaw.core.states import EffectClass
 
 if TYPE_CHECKING:
-    import asyncio
     from pathlib import Path
 
     from goclaw.core.records import Attempt, CallResult, Outcome
@@ -209,3 +209,58 @@ def test_an_embedded_daemon_runs_the_children_of_its_own_sessions(home: Path) ->
         await settled()
 
     family.house.live(main, only_sids=sids)
+
+
+@pytest.mark.req("Q-9", "S-7")
+def test_a_parent_is_woken_though_the_disk_refused_it_at_first(home: Path) -> None:
+    family = Family(home, lanes=1)
+
+    async def main(world: World) -> None:
+        subtasks, wake = world.engine.subtasks, world.engine.subtasks._wake
+        refused = 0
+
+        async def refusing(tid: int) -> None:
+            nonlocal refused
+            refused += 1
+            if refused == 1:
+                world.database.fail_next_commit(after=False)
+            await wake(tid)
+
+        subtasks._wake = refusing  # type: ignore[method-assign]
+        parent = await world.prompt(await world.session(), "parent")
+        async with asyncio.timeout(60):
+            assert await world.ended(parent) == "SUCCEEDED"
+        assert refused == 2
+
+    family.house.live(main)
+
+
+@pytest.mark.req("Q-9", "Q-11")
+def test_a_child_that_comes_behind_the_end_of_its_parent_is_ended(home: Path) -> None:
+    family = Family(home, lanes=2)
+
+    async def child(attempt: Attempt) -> Outcome:
+        await passes(3_600_000)
+        return Succeeded()
+
+    family.house.plays["child"] = child
+
+    async def main(world: World) -> None:
+        submit = world.intake.submit_prompt
+        parent = await world.prompt(await world.session(), "parent")
+
+        async def late(*given: Any, **how: Any) -> Any:
+            if how.get("parent_tid") is not None:
+                await world.engine.cancel_task(parent.task_id)
+            return await submit(*given, **how)
+
+        world.intake.submit_prompt = late  # type: ignore[method-assign]
+        assert await world.ended(parent) == "CANCELED"
+        await passes(1_000)
+        (found,) = [
+            one for one in await world.engine.tasks(sid=None, before=None, state=None, limit=9)
+            if one["parent_tid"] is not None
+        ]  # fmt: skip
+        assert (found["state"], found["reason"]) == ("CANCELED", "parent_ended")
+
+    family.house.live(main)

@@ -533,3 +533,28 @@ def test_some_sessions_may_be_served_alone(store: support.Store) -> None:
         answer = store.must("claim_sessions", sids=str(sids), token=token, **call)
         assert answer["tid"] == taken
     support.obey(store.path)
+
+
+@pytest.mark.req("Q-9", "Q-12")
+def test_who_comes_back_stands_before_all_who_come_later(store: support.Store) -> None:
+    """Also when more come back than there are new tasks to tell the places apart."""
+    sid = store.session()
+    tids = [store.enqueue(sid) for _ in range(4)]
+    held = store.enqueue(sid, not_before=0)
+    for number, tid in enumerate(tids[:3]):
+        token = b"t%d" % number
+        assert store.claim(token)["tid"] == tid
+        store.must(
+            "fail", tid=tid, token=token, hash=b"h", code="c", message="m", retryable=0, poison=3
+        )
+    order = [tids[3]]
+    for tid in (tids[2], tids[1], tids[0]):
+        store.must("redrive", tid=tid, session_limit=99)
+        order.append(tid)
+    order.append(store.enqueue(sid))
+    store.must("release", tid=held)
+    order += [held, store.enqueue(sid)]
+    for number, tid in enumerate(order):
+        token = b"u%d" % number
+        assert store.claim(token)["tid"] == tid
+        store.must("complete", tid=tid, token=token, hash=b"h", stop_reason="end_turn", result=b"1")

@@ -53,11 +53,6 @@ class Task:
     signals: set[str] = field(default_factory=set)
 
     @property
-    def line(self) -> tuple[int, str]:
-        """Where it joins the tail: its session's serial line, or that of its kind of work."""
-        return (self.sid, self.pool if self.parallel else "the turn")
-
-    @property
     def is_open(self) -> bool:
         """Not terminal."""
         return self.state not in TERMINAL
@@ -78,6 +73,7 @@ class Model:
         self.tasks: dict[int, Task] = {}
         self.keys: dict[tuple[int, str], tuple[bytes, int]] = {}
         self.turns: dict[int, int | None] = {}
+        self.places = 0
 
     def answered(self, program: str, given: dict[str, Any], answer: Answer) -> None:
         """The store has answered; AssertionError unless that is what must be."""
@@ -120,12 +116,10 @@ class Model:
         token, digest, state = task.ended
         return state if (token, digest) == (given["token"], given.get("hash")) else None
 
-    def _tail(self, task: Task) -> int:
-        ahead = [
-            one.seq + 1 for one in self.tasks.values()
-            if one.line == task.line and one.state == "QUEUED" and one.not_before is None
-        ]  # fmt: skip
-        return max([task.seq, *ahead])
+    def _tail(self) -> int:
+        """Behind all that ever took a place."""
+        self.places += 1
+        return self.places
 
     def _orphan(self, task: Task) -> None:
         for ordinal, (state, kind) in task.effects.items():
@@ -173,7 +167,8 @@ class Model:
         assert (answer["duplicate"], answer["state"]) == (0, "QUEUED")
         self.tasks[tid] = Task(
             tid, sid, bool(given["parallel"]), given["pool"], given["max_attempts"],
-            given["on_unknown"], tid, unique, given.get("not_before"), given.get("deadline_at"),
+            given["on_unknown"], self._tail(), unique, given.get("not_before"),
+            given.get("deadline_at"),
         )  # fmt: skip
         if key is not None:
             self.keys[sid, key] = (given["hash"], tid)
@@ -344,7 +339,7 @@ class Model:
         ]  # fmt: skip
         if taken:
             return "illegal_transition"
-        task.seq = self._tail(task)
+        task.seq = self._tail()
         task.failures = task.crashes = task.repeats = 0
         task.fingerprint = task.ended = None
         self._to(task, "QUEUED", "redrive")
@@ -361,7 +356,7 @@ class Model:
     def release(self, given: dict[str, Any], answer: Answer) -> str | None:
         task = self.tasks[given["tid"]]
         if task.not_before is not None and task.not_before <= given["now"]:
-            task.seq = self._tail(task)
+            task.seq = self._tail()
             task.not_before = None
         return None
 
