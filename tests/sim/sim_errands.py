@@ -73,10 +73,10 @@ def draw_bounds(chance: random.Random, tastes: Set[str]) -> str:
     works += [f"tool:{kind}" for kind in CLASSES]
     rules: dict[str, list[str]] = {}
     for work in works:
-        if "gates" in tastes and chance.random() < 0.5:
+        if "gates" in tastes and chance.random() < 0.6:
             rules.setdefault(work, []).append(f"{chance.choice((1, 1, 2))} at once")
-        if "rates" in tastes and chance.random() < 0.3:
-            rules.setdefault(work, []).append(f"{chance.choice((10, 20, 50))}/s")
+        if "rates" in tastes and chance.random() < 0.4:
+            rules.setdefault(work, []).append(f"{chance.choice((1, 2, 5))}/s")
     return "; ".join(f"{work} {', '.join(rule)}" for work, rule in rules.items()) or "none"
 
 

@@ -68,8 +68,11 @@ class Task:
     failures: int = 0
     crashes: int = 0
     token: bytes | None = None
+    tokens: list[bytes] = field(default_factory=list)
+    """Of all its attempts."""
     until: int = 0
     ended: tuple[bytes, bytes] | None = None
+    ended_mono: int = 0
     canceled_token: bytes | None = None
     fingerprint: str | None = None
     repeats: int = 0
@@ -158,6 +161,9 @@ class Laws:
             could = task.state in (State.FAILED, State.DEAD_LETTER) and not task.dropped
             taken = self.terms.is_taken(task.terms.unique)
             hold(not could or taken, "Q-7", "a redrive was refused", task.task_id, task.state)
+        elif code == "illegal_transition" and parts[0].program == "signal":
+            task = self.tasks[parts[0].given["tid"]]
+            hold(not task.is_open, "E-9", "a run that goes on refused a signal", task.task_id)
         elif code == "constraint":
             raise Broken(f"Q-1: {parts[0].program} broke a constraint of the schema")
 
@@ -213,7 +219,9 @@ class Laws:
         given = part.given
         task = self.tasks.get(given["tid"])
         if part.program in LATE:
-            joined = task is not None and task.canceled_token == given["token"]
+            cut = task is not None and task.canceled_token == given["token"]
+            last = task is not None and task.tokens[-1:] == [given["token"]]
+            joined = cut or (part.program == "late_effect" and last)
             hold(joined or not events, "Q-11", f"{part.program} of nobody's", given["tid"])
             return
         repeated = part.program in AT_WORST_NOTHING or (
@@ -282,6 +290,7 @@ class Laws:
                 hold(token not in self.tokens, "Q-3", "a token was used before")
                 self.tokens.add(token)
                 task.token, task.until = token, given["lease_until_mono"]
+                task.tokens.append(token)
                 self.terms.claimed(task, given["now_mono"])
                 same = [one for one in self.tasks.values() if one.work == task.work]
                 running = sum(one.state == State.RUNNING for one in same)
@@ -313,7 +322,7 @@ class Laws:
         hold((task.sid, task.run_id) == (sid, run_id), "Q-2", "ids that do not belong together")
         fields = orjson.loads(payload)
         if kind.startswith("task."):
-            self._step(session, task, kind, attempt, fields, parts, at)
+            self._step(session, task, kind, attempt, fields, parts, at, mono)
             return
         hold(attempt == task.attempt, "Q-2", kind, "of attempt", attempt, "not", task.attempt)
         if kind.startswith("effect."):
@@ -350,6 +359,7 @@ class Laws:
         fields: dict[str, Any],
         parts: list[Part],
         at: int,
+        mono: int,
     ) -> None:
         """One transition (Q-1, Q-2)."""
         source, target = fields["from"], fields["to"]
@@ -385,6 +395,7 @@ class Laws:
             hold(asked or orphan, "G-4", "canceled, and nobody asked for it:", task.task_id)
             expired = any(part.program == "expire" for part in parts)
             self.terms.ended(task, fields["reason"], at if expired else None)
+            task.ended_mono = mono
             if source != State.RUNNING:
                 task.ended = None
             task.ends += 1

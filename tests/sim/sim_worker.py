@@ -140,7 +140,7 @@ class Worker:
     def _taken(self, lease: Lease) -> Job:
         story = self._story
         hold(lease.token in story.laws.tokens, "I-3", "no such lease on disk", lease.task_id)
-        zombie = story.chance.random() < 0.3
+        zombie = story.chance.random() < (0.8 if "zombies" in story.tastes else 0.3)
         story.note(self._name, "has", lease.task_id, "a zombie" if zombie else "")
         plan = story.plan_of(orjson.dumps({"payload": orjson.loads(lease.payload)}))
         return Job(lease.tid, lease.task_id, lease.attempt, lease.token, plan, zombie=zombie)

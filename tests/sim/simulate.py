@@ -16,7 +16,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Set
 
 HERE = Path(__file__).parent
 sys.path[:0] = [path for path in (str(HERE.parent), str(HERE)) if path not in sys.path]
@@ -40,10 +43,13 @@ class Failed(AssertionError):
         self.story, self.law = story, why.partition(":")[0]
 
 
-def play(seed: int, build: str, *, calm: bool = True) -> Story:
-    """One story in a folder of its own; Failed with seed and trace when a law was broken."""
+def play(seed: int, build: str, *, calm: bool = True, tastes: Set[str] = frozenset()) -> Story:
+    """One story in a folder of its own; Failed with seed and trace when a law was broken.
+
+    ``tastes``: what it is to be about, beside what the seed draws.
+    """
     folder = Path(tempfile.mkdtemp(prefix="gc-sim-", dir=MEMORY if MEMORY.is_dir() else None))
-    story = Story(seed, folder, build=build, calm=calm)
+    story = Story(seed, folder, build=build, calm=calm, tastes=tastes)
     try:
         story.run()
     except Broken as error:
