@@ -90,6 +90,7 @@ async def gateway_on(home: Path, *, ring_bytes: int) -> tuple[Any, Any, str, Any
             audit=Audit(database, clock, home / "audit.jsonl"),
             skills=list, request_stop=lambda: None,
             on_session=lambda _sid: None, replay=replay, backup=status, metrics=page,
+            timeline=replay,
             is_ready=lambda: True,
             token=BearerToken(place.token(), place.token),
         )

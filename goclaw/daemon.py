@@ -34,6 +34,7 @@ from goclaw.gateway.access import BearerToken, tls_context
 from goclaw.gateway.descent import Orphans, adopt_orphans
 from goclaw.ops import backup, metrics
 from goclaw.ops.replay import RecordedGate, replay
+from goclaw.ops.timeline import timeline
 from goclaw.policy import default
 from goclaw.policy.redact import Redactor, Registered
 from goclaw.skills.catalog import Catalog
@@ -232,6 +233,7 @@ class Daemon:
             skills=lambda: [skill.as_listing() for skill in self.catalog],
             replay=self._replay,
             backup=self._backup,
+            timeline=lambda run_id: timeline(self.database.read, run_id),
             metrics=self._metrics,
             is_ready=lambda: self.ready,
             request_stop=self.request_stop,

@@ -141,6 +141,9 @@ def _look(verbs: Any) -> None:
         verbs, "init", "init", "make the home: settings, policy, token; what is there stays"
     )
     _json(init, "what was made as one object")
+    line = _verb(verbs, "timeline", "timeline", "every step of a run, and how long it took")
+    line.add_argument("run", metavar="RUN", help="its id")
+    _json(line, "all of it as one object")
     doctor = _verb(verbs, "doctor", "doctor", "is everything as it should be? how to mend it")
     _json(doctor, "all findings as one object")
     _effects(verbs)

@@ -141,6 +141,8 @@ LOG_CLOSE_MS_MAX: Final = 2_000  # a stop waits this long for the last records
 # -- metrics -----------------------------------------------------------------------------------
 LAG_LOOK_MS: Final = 500  # between two looks at how late the loop is
 
+TIMELINE_RECORDS_MAX: Final = 20_000  # of the audit, looked through for a run's decisions
+
 # -- terminal UI -------------------------------------------------------------------------------
 TUI_LOOK_MS: Final = 1_000  # between two looks at the daemon: a handful of small reads
 TUI_ROWS_MAX: Final = 100  # of a table: more are what `goclaw task list` is for

@@ -47,6 +47,8 @@ class Services:
     skills: Callable[[], list[dict[str, Any]]]
     replay: Callable[[str], Awaitable[dict[str, Any]]]
     """By run: the object of `goclaw replay --json`."""
+    timeline: Callable[[str], Awaitable[dict[str, Any]]]
+    """By run: the object of `goclaw timeline --json`."""
     metrics: Callable[[int], Awaitable[bytes]]
     """The page of /metrics; given how many events wait for the clients who watch."""
     is_ready: Callable[[], bool]

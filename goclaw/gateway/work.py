@@ -459,6 +459,16 @@ async def _admin_replay(connection: Connection, params: Params) -> Later:
     return Later(replayed())
 
 
+async def _admin_timeline(connection: Connection, params: Params) -> Later:
+    run_id = params.text("runId")
+    connection.require("admin.timeline", run_id)
+
+    async def told() -> Reply:
+        return Reply(await connection.services.timeline(run_id))
+
+    return Later(told())
+
+
 async def _admin_shutdown(connection: Connection, _params: Params) -> Reply:
     decision = connection.require("admin.shutdown", "daemon")
     await connection.engine.audit(decision)
@@ -487,5 +497,6 @@ METHODS: Final[dict[str, Handler]] = {
     "_goclaw/admin/skill": _admin_skill,
     "_goclaw/admin/fork": _admin_fork,
     "_goclaw/admin/replay": _admin_replay,
+    "_goclaw/admin/timeline": _admin_timeline,
     "_goclaw/admin/shutdown": _admin_shutdown,
 }

@@ -241,6 +241,11 @@ METHODS: Final = (
         "`{ok, records, link, faults: [{seq, where, what}], more}`",
     ),
     Method(
+        "_goclaw/admin/timeline",
+        "`runId`",
+        "the object of `goclaw timeline --json` ([operations](operations.md#the-morning-after))",
+    ),
+    Method(
         "_goclaw/admin/stop",
         "`level` (`effects`, `all`), `why?`",
         "`{level, at, by, why}`: the emergency stop is on, also after a restart "

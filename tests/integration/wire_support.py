@@ -458,7 +458,7 @@ async def opened(
         system_sid=system_sid, secrets=Secrets(database, clock),
         skills=lambda: [{"name": "word-count"}], request_stop=lambda: stops.append(True),
         on_session=sids.append, token=BearerToken(TOKEN, lambda: NEXT_TOKEN),
-        replay=replayed, backup=backup, metrics=page, is_ready=lambda: True,
+        replay=replayed, backup=backup, metrics=page, timeline=replayed, is_ready=lambda: True,
     )  # fmt: skip
     gateway = Gateway(services)
     socket = home / "s.sock"
