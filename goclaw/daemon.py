@@ -163,8 +163,10 @@ class Daemon:
             names=self.policies.names, secrets=self.secrets,
         )  # fmt: skip
         named = NamedBrains(
-            self.config.brains, self.registry, environ=self._environ, wall_ms=self.clock.wall_ms
-        )
+            self.config.brains, self.registry, environ=self._environ, wall_ms=self.clock.wall_ms,
+            children=children, read=self.database.read,
+        )  # fmt: skip
+        undo.push_async_callback(named.close)
         runner = BrainRunner(self.registry, gate, named=named, read=self.database.read)
         self.engine = Engine(
             self.database, self.clock, self.config, runner, daemon_boot=self.boot_id,

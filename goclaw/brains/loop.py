@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from goclaw.brains.acp import AgentBrain, check_command
 from goclaw.brains.answers import Answer, ToolResult, Turn
 from goclaw.brains.context import FAILED, read_past, sameness
 from goclaw.brains.deltas import Deltas
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["BrainRunner", "check_brain", "prompt_text", "run_result"]
 
 _SCRIPT = "script:"
+_ACP = "acp:"
 _NOT_MADE = frozenset({"denied", "rejected"})
 
 
@@ -64,7 +66,7 @@ class BrainRunner:
             return await self._run_tool(attempt)
         return await self._run_prompt(attempt)
 
-    async def _brain(self, session: Session) -> Brain:
+    async def _brain(self, session: Session) -> Brain | AgentBrain:
         """The session's brain; ConfigRefused when there is none of that name."""
         name = session.brain
         if self._named is not None:
@@ -84,7 +86,8 @@ class BrainRunner:
         task, session = attempt.task, attempt.session
         decisions = [self._gate.decide_brain(task, session, brain.name)]
         if brain.address is not None:
-            decisions.append(self._gate.decide_address(task, session, brain.name, brain.address))
+            where = self._gate.decide_own(task, session, brain.name, "net.connect", brain.address)
+            decisions.append(where)
         for decision in decisions:
             if decision.effect is not Verdict.ALLOW:
                 raise PolicyDenied(
@@ -99,6 +102,8 @@ class BrainRunner:
     async def _run_prompt(self, attempt: Attempt) -> Outcome:
         task = attempt.task
         brain = await self._brain(attempt.session)
+        if isinstance(brain, AgentBrain):
+            return await brain.run(attempt, self._gate)
         prompt = prompt_text(orjson.loads(task.payload)["prompt"])
         made: list[tuple[Answer, tuple[ToolResult, ...]]] = []
         past: Past | None = None
@@ -189,11 +194,13 @@ def check_brain(name: str, named: Collection[str] = ()) -> None:
     those of config.toml."""
     if name in named or name == DirectBrain.name:
         return
-    if not (name.startswith(_SCRIPT) and name != _SCRIPT):
+    if name.startswith(_ACP) and name != _ACP:
+        check_command(name.removeprefix(_ACP))
+    elif not (name.startswith(_SCRIPT) and name != _SCRIPT):
         known = ", ".join([DirectBrain.name, *sorted(named)])
         raise ConfigRefused(
             f"There is no brain {name[:80]!r}.",
-            hint=f"There are {known} and script:FILE; docs/brains.md says how to add one.",
+            hint=f"There are {known}, script:FILE and acp:COMMAND; docs/brains.md says more.",
         )
 
 

@@ -5,25 +5,32 @@ Owns which kind is built from what. Not in here: direct and script, which need n
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import TYPE_CHECKING, Final
 
+from goclaw.brains.acp import AgentBrain
 from goclaw.brains.anthropic import Anthropic
 from goclaw.brains.model import ModelBrain
 from goclaw.brains.openai import OpenAI
 from goclaw.brains.transport import plain_post
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from typing import Any
 
     from goclaw.brains.answers import Brain
     from goclaw.brains.model import Dialect
     from goclaw.brains.transport import Post
     from goclaw.core.config import NamedBrain
+    from goclaw.core.processes import Children
     from goclaw.tools.registry import Registry
+
+    Read = Callable[..., Awaitable[list[tuple[Any, ...]]]]
 
 __all__ = ["NamedBrains"]
 
+_ACP: Final = "acp:"
 _DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {"openai": OpenAI, "anthropic": Anthropic}
 
 
@@ -38,9 +45,15 @@ class NamedBrains:
         environ: Mapping[str, str] | None = None,
         wall_ms: Callable[[], int] = lambda: 0,
         post: Post = plain_post,
+        children: Children | None = None,
+        read: Read | None = None,
     ) -> None:
         self.names = tuple(brain.name for brain in brains)
-        self._brains: dict[str, Brain] = {
+        self._environ = environ or {}
+        self._children, self._read = children, read
+        self._agents: dict[str, AgentBrain] = {}
+        self._commands = {brain.name: brain.command for brain in brains if brain.kind == "acp"}
+        self._models: dict[str, Brain] = {
             brain.name: ModelBrain(
                 brain, _DIALECTS[brain.kind](), tools=registry.tools, post=post,
                 key=functools.partial(_key, environ or {}, brain.key_env), wall_ms=wall_ms,
@@ -49,9 +62,22 @@ class NamedBrains:
             if brain.kind in _DIALECTS
         }  # fmt: skip
 
-    def get(self, name: str) -> Brain | None:
-        """The brain of that name, None when config.toml has none."""
-        return self._brains.get(name)
+    def get(self, name: str) -> Brain | AgentBrain | None:
+        """The brain of that name, None when config.toml has none. ``acp:COMMAND`` needs none."""
+        command = self._commands.get(name) or (name.startswith(_ACP) and name.removeprefix(_ACP))
+        if not command:
+            return self._models.get(name)
+        agent = self._agents.get(name)
+        if agent is None:
+            agent = self._agents[name] = AgentBrain(
+                name.partition(":")[0], command, children=self._children, read=self._read,
+                environ=self._environ,
+            )  # fmt: skip
+        return agent
+
+    async def close(self) -> None:
+        """End the processes of all agents."""
+        await asyncio.gather(*(agent.close() for agent in self._agents.values()))
 
 
 def _key(environ: Mapping[str, str], variable: str) -> str | None:

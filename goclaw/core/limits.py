@@ -227,6 +227,13 @@ BRAIN_STALL_MS_MAX: Final = 300_000  # of silence: a local model reads a long pr
 BRAIN_CUTS_MAX: Final = 4  # halvings of a context that the server finds too long
 BRAIN_PAST_BYTES_MAX: Final = 4 * MIB  # of events that a context is made from
 BRAIN_PAST_EVENTS_MAX: Final = 50_000  # read backwards for the context of one run
+AGENTS_MAX: Final = 32  # child agents of one brain; each is a program of some 100 MiB
+AGENT_TURNS_MAX: Final = 3  # of a run: the prompt, and twice "go on" after the agent was lost
+AGENT_START_MS_MAX: Final = 60_000  # until it answers initialize, and session/new or load
+AGENT_CANCEL_MS_MAX: Final = 5_000  # to end a turn that was cancelled; then it is killed
+AGENT_LOOK_MS: Final = 1_000  # is the task of a waiting turn still open?
+AGENT_GARBAGE_MAX: Final = 100  # lines that are no message: a log that strayed to stdout
+AGENT_TURN_BYTES_MAX: Final = 256 * MIB  # of one turn; more is a flood
 SAME_FAILURES_TOLD: Final = 3  # equal failing calls of a run, then the model is told
 SAME_FAILURES_MAX: Final = 5  # then the run ends: it would go on like that for ever
 TOOL_SEEN_BYTES_MAX: Final = 32 * KIB  # of an output that a model is shown
@@ -298,6 +305,7 @@ FIGURE_MAX: Final = 2**53 - 1  # risk and size: the largest integer every JSON r
 
 assert BRAIN_ANSWER_BYTES_MAX <= RESULT_BYTES_MAX
 assert TOOL_RECALLED_BYTES_MAX < TOOL_SEEN_BYTES_MAX <= TOOL_OUTPUT_BYTES_MAX
+assert AGENT_CANCEL_MS_MAX < DRAIN_MS_MAX < AGENT_START_MS_MAX
 assert SAME_FAILURES_TOLD < SAME_FAILURES_MAX < STEPS_MAX
 assert 3 * HEARTBEAT_MS <= LEASE_MS
 assert BREAKER_PROBE_MS <= BREAKER_PROBE_MS_MAX

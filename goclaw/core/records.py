@@ -444,6 +444,19 @@ class Attempt(Protocol):
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
         """Carry out the calls of one answer, each once (E-1 to E-5)."""
 
+    async def emit(
+        self, updates: Sequence[dict[str, Any]], decisions: Sequence[Decision] = ()
+    ) -> None:
+        """Commit updates of the effect under way, and what was decided inside it."""
+
+    async def ask(
+        self, digest: bytes, request: dict[str, Any], decisions: Sequence[Decision] = ()
+    ) -> str | None:
+        """Ask a person inside the effect under way: the option that was chosen, None when nobody
+        answered in time. ``request``: params of session/request_permission but the session.
+        Until there is an answer it raises, the attempt ends in SUSPENDED, and the next one asks
+        the same again, with the same ``digest`` of the exact call."""
+
     async def sleep(self, wait_ms: int) -> None:
         """A durable sleep: the lane is free meanwhile (E-9)."""
 

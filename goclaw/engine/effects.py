@@ -291,6 +291,42 @@ class Journal:
         """Takes secrets out of what is about to be kept."""
         return self._database.cleaner
 
+    # -- inside an effect ----------------------------------------------------------------------
+
+    async def emit(
+        self, updates: Sequence[dict[str, Any]], decisions: Sequence[Decision] = ()
+    ) -> None:
+        """See Attempt."""
+        parts = [*self.audit(*decisions), *(self.update(update) for update in updates)]
+        if parts:
+            await self.apply(*parts)
+
+    def asked(
+        self, digest: bytes, request: dict[str, Any], decisions: Sequence[Decision] = ()
+    ) -> str | None:
+        """See Attempt; Park until there is an answer. The effect under way is the last begun."""
+        ordinal = self._next - 1
+        row = self.approval(ordinal, digest)
+        if row is not None and row["state"] != "open":
+            return row["option_id"] if row["state"] == "resolved" else None
+        if row is not None:
+            raise Park("approval")
+        raise Park("approval", [*self.audit(*decisions), self._question(ordinal, digest, request)])
+
+    def _question(
+        self, ordinal: int, digest: bytes, request: dict[str, Any], why: str = ""
+    ) -> _Part:
+        """The part that opens an approval; durable before anybody sees it."""
+        approval_id = self._clock.new_id("approval")
+        shown = {
+            "sessionId": self.task.session_id, **request,
+            "_meta": {"goclaw": {"approvalId": approval_id, "reason": why}},
+        }  # fmt: skip
+        return self.bind(
+            "approval_open", approval_id=approval_id, ordinal=ordinal, digest=digest,
+            request=orjson.dumps(shown), expires_at=self._clock.wall_ms() + limits.APPROVAL_MS,
+        )  # fmt: skip
+
     # -- tools ---------------------------------------------------------------------------------
 
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
@@ -336,29 +372,22 @@ class Journal:
             await self.apply(*parts)
 
     def _open(self, entry: _Entry) -> list[_Part]:
-        """Ask a person: durable before anybody sees it."""
+        """Ask a person."""
         call = entry.call
-        approval_id = self._clock.new_id("approval")
         announced = call.announce and call.announce(entry.call_id, "pending")
         shown = {name: value for name, value in (announced or {}).items() if name != _UPDATE}
         request = {
-            "sessionId": self.task.session_id,
             "toolCall": shown or {"toolCallId": entry.call_id, "title": call.title},
             "options": [
                 {"optionId": "allow", "name": "Allow once", "kind": "allow_once"},
                 {"optionId": "reject", "name": "Reject", "kind": "reject_once"},
             ],
-            "_meta": {"goclaw": {"approvalId": approval_id, "reason": entry.why_asked()}},
         }
         return [
             *self.audit(*call.decisions),
             *([self.update(announced)] if announced and entry.row is None else []),
-            self.bind(
-                "approval_open", approval_id=approval_id, ordinal=entry.ordinal,
-                digest=entry.digest, request=orjson.dumps(request),
-                expires_at=self._clock.wall_ms() + limits.APPROVAL_MS,
-            ),
-        ]  # fmt: skip
+            self._question(entry.ordinal, entry.digest, request, entry.why_asked()),
+        ]
 
     async def _intend(self, entries: list[_Entry]) -> None:
         """Commit every intent of the answer before the first dispatch; pure ones need no wait."""
@@ -567,7 +596,9 @@ class _Entry:
         self.ordinal = ordinal
         self.digest = request_hash(call.kind, call.name, call.request)
         self.key = effect_key(journal.task, ordinal, call.name, call.request, call.designated_key)
-        self.call_id = f"{journal.task.task_id}.{ordinal}"
+        # What a brain says is a message of its attempt (B-3).
+        of_attempt = f".{journal.task.attempt}" if call.kind == "brain" else ""
+        self.call_id = f"{journal.task.task_id}.{ordinal}{of_attempt}"
         self.row = journal.recorded(ordinal, self.digest)
         self.result: CallResult | None = None
         self.intending: asyncio.Future[Committed] | None = None

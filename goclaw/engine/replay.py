@@ -137,6 +137,18 @@ class Recorded:
             STATUSES[row["failed"]], replayed=True,
         )  # fmt: skip
 
+    async def emit(
+        self, updates: Sequence[dict[str, Any]], decisions: Sequence[Decision] = ()
+    ) -> None:
+        """See Attempt: only what is dispatched has something to tell."""
+        raise RuntimeError("a call of a replay was dispatched")
+
+    async def ask(
+        self, digest: bytes, request: dict[str, Any], decisions: Sequence[Decision] = ()
+    ) -> str | None:
+        """See Attempt: only what is dispatched has something to ask."""
+        raise RuntimeError("a call of a replay was dispatched")
+
     async def sleep(self, wait_ms: int) -> None:
         """See Attempt: it is over at once."""
         self._result(sleep_call(wait_ms))

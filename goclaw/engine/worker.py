@@ -93,6 +93,18 @@ class LiveAttempt:
         """See Attempt."""
         return await (await self._opened()).perform(calls)
 
+    async def emit(
+        self, updates: Sequence[dict[str, Any]], decisions: Sequence[Decision] = ()
+    ) -> None:
+        """See Attempt."""
+        await (await self._opened()).emit(updates, decisions)
+
+    async def ask(
+        self, digest: bytes, request: dict[str, Any], decisions: Sequence[Decision] = ()
+    ) -> str | None:
+        """See Attempt."""
+        return (await self._opened()).asked(digest, request, decisions)
+
     async def sleep(self, wait_ms: int) -> None:
         """See Attempt."""
         await (await self._opened()).sleep(wait_ms)

@@ -226,6 +226,15 @@ actions = ["mcp.call"]
 subjects = [{ kind = "run" }]
 reason = "a tool of an MCP server: what it does is not known here"
 
+# What an agent of brain acp:COMMAND asks a person for: acp/BRAIN/KIND, by ACP's kinds of tools.
+[[rule]]
+id = "ask-before-agents-tools"
+effect = "ask"
+actions = ["tool.call"]
+subjects = [{ kind = "run" }]
+resources = [{ prefix = "acp/" }]
+reason = "another agent wants to use a tool of its own"
+
 [[rule]]
 id = "ask-when-tools-could-leak"
 effect = "ask"

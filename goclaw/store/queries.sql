@@ -996,8 +996,8 @@ VALUES (:tid, :ordinal, :kind, :name, :class, :e_state, :key, :hash, :request,
         :e_deduplicated, :call_id, :attempt, :token, :now, :now)
     ON CONFLICT (tid, ordinal) DO UPDATE
    SET state = excluded.state, result = excluded.result, failed = excluded.failed,
-       deduplicated = excluded.deduplicated, attempt = excluded.attempt, token = excluded.token,
-       updated_at = excluded.updated_at;
+       deduplicated = excluded.deduplicated, call_id = excluded.call_id,
+       attempt = excluded.attempt, token = excluded.token, updated_at = excluded.updated_at;
 <<event_when :e_state = 'intent' | 1 | 'effect.intent' | json_object('ordinal', :ordinal, 'kind', :kind, 'name', :name, 'class', :class, 'idempotencyKey', :key, 'requestHash', lower(hex(:hash)))>>
 <<event_when :e_state = 'unknown' | 1 | 'effect.unknown' | json_object('ordinal', :ordinal, 'name', :name, 'class', :class, 'idempotencyKey', :key, 'reason', 'restored')>>
 <<event_when :e_state = 'result' | 1 | 'effect.result' | json_object('ordinal', :ordinal, 'name', :name, 'state', 'result', 'failed', json(iif(:e_failed, 'true', 'false')), 'deduplicated', json('true'))>>
@@ -1513,6 +1513,9 @@ UNION ALL SELECT 'SUCCEEDED', (SELECT count(*) FROM tasks) - <<queued_count>> - 
                               - <<waiting_count true>> - <<unhappy_count true>>;
 
 -- In the order of the line. Each state by its own partial index: what has ended is a long tale.
+-- query: task_state tid
+SELECT state FROM tasks WHERE tid = :tid;
+
 -- query: open_tasks_of_session sid
 SELECT t.tid, t.task_id, t.run_id, t.kind, t.state, p.client, s.turn IS t.tid AS turn,
        t.since_event

@@ -20,7 +20,7 @@ from goclaw.core.errors import InvalidParams
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["Place", "open_place", "real_roots", "resolve"]
+__all__ = ["Place", "open_place", "real_roots", "resolve", "write_place"]
 
 # openat2(2): one number on every Linux port that Python runs on but alpha.
 _OPENAT2: Final = 437
@@ -87,6 +87,26 @@ def open_place(path: str, closed: Collection[tuple[int, int]] = ()) -> int:
         return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(handle)
+
+
+def write_place(path: str, data: bytes, closed: Collection[tuple[int, int]] = ()) -> None:
+    """Make ``data`` the content of the regular file at ``path``, in which no link is followed; one
+    that there is not is made, its folder is not. Blocks. OSError; see ``open_place``."""
+    folder, name = os.path.split(path)
+    handle = _open_beneath_root(folder)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o666, dir_fd=handle)
+    finally:
+        os.close(handle)
+    with os.fdopen(descriptor, "wb") as opened:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", path)
+        if (facts.st_dev, facts.st_ino) in closed:
+            raise OSError(errno.EACCES, "it is a file of goclaw's own", path)
+        os.ftruncate(descriptor, 0)
+        opened.write(data)
 
 
 def _open_beneath_root(path: str) -> int:

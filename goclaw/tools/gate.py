@@ -124,11 +124,57 @@ class Gate:
         subject = subject_of(task, brain)
         return self._decide(subject, "brain.call", brain, context, version=task.policy_version)
 
-    def decide_address(self, task: Task, session: Session, brain: str, url: str) -> Decision:
-        """May this brain be asked at that address?"""
-        context = context_of(session, EffectClass.PURE)
+    def decide(
+        self,
+        task: Task,
+        session: Session,
+        brain: str,
+        action: str,
+        resource: str,
+        *,
+        effect_class: EffectClass = EffectClass.PURE,
+        request: bytes = b"",
+    ) -> Decision:
+        """Anything else that a brain wants on its own account, or its child agent."""
+        context = context_of(session, effect_class, request)
         subject = subject_of(task, brain)
-        return self._decide(subject, "net.connect", url, context, version=task.policy_version)
+        return self._decide(subject, action, resource, context, version=task.policy_version)
+
+    def decide_own(
+        self, task: Task, session: Session, brain: str, action: str, resource: str
+    ) -> Decision:
+        """What the daemon does on its own account so that a brain can answer: connect to a model's
+        server, start an agent's program. The subject's id is the brain's name."""
+        context = context_of(session, EffectClass.IRREVERSIBLE)
+        asking = subject_of(task, brain)
+        subject = dataclasses.replace(asking, kind=SubjectKind.DAEMON, origin=Origin.INTERNAL)
+        return self._decide(subject, action, resource, context, version=task.policy_version)
+
+    async def decide_path(
+        self, task: Task, session: Session, brain: str, action: str, path: str
+    ) -> tuple[Decision, str]:
+        """The same about a file; the path, without links, that was decided about. InvalidParams."""
+        place, roots = await _in_thread(_find, path, session)
+        effect_class = EffectClass.PURE if action == "fs.read" else EffectClass.PROBEABLE
+        context = context_of(session, effect_class)
+        about = dataclasses.replace(context, bytes=place.bytes, roots=roots)
+        subject = subject_of(task, brain)
+        decided = self._decide(subject, action, place.path, about, version=task.policy_version)
+        return decided, place.path
+
+    async def read(self, path: str, bytes_max: int) -> bytes:
+        """The file that was decided about, or OSError. At most ``bytes_max`` and one more."""
+
+        def read() -> bytes:
+            with os.fdopen(files.open_place(path, self._closed()), "rb") as opened:
+                return opened.read(bytes_max + 1)
+
+        found: bytes = await _in_thread(read)
+        return found
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Replace the content of the file that was decided about, or make it. OSError."""
+        await _in_thread(files.write_place, path, data, self._closed())
 
     async def call(
         self,

@@ -22,6 +22,7 @@ from goclaw.brains import BrainRunner, NamedBrains
 from goclaw.core.clock import SystemClock
 from goclaw.core.config import load
 from goclaw.core.faults import arm
+from goclaw.core.processes import Children
 from goclaw.core.records import Done, Retryable, Succeeded, Tool
 from goclaw.core.states import TERMINAL, EffectClass
 from goclaw.engine import Engine
@@ -84,8 +85,20 @@ resources = [{ prefix = "model" }]
 id = "models-here"
 effect = "allow"
 actions = ["net.connect"]
-subjects = [{ kind = "run" }]
+subjects = [{ kind = "daemon" }]
 resources = [{ cidr = "127.0.0.1/32" }]
+
+[[rule]]
+id = "agents"
+effect = "allow"
+actions = ["brain.call"]
+resources = [{ exact = "acp" }]
+
+[[rule]]
+id = "agents-programs"
+effect = "allow"
+actions = ["exec.run"]
+subjects = [{ kind = "daemon", id = "acp" }]
 """
 )
 
@@ -228,8 +241,10 @@ class World:
         self._open_lanes = open_lanes
         config = load(home, {})
         named = NamedBrains(
-            config.brains, self.registry, environ=os.environ, wall_ms=self.clock.wall_ms
-        )
+            config.brains, self.registry, environ=os.environ, wall_ms=self.clock.wall_ms,
+            children=Children(home / "children", self.clock), read=self._read,
+        )  # fmt: skip
+        self.named = named
         self._runner = runner or BrainRunner(self.registry, self.gate, named=named, read=self._read)
         quick = {"backoff_ms_min": 1, "backoff_ms_max": 5, **queue}
         self._config = dataclasses.replace(config, queue=dataclasses.replace(config.queue, **quick))
@@ -271,6 +286,7 @@ class World:
 
     async def __aexit__(self, *_: object) -> None:
         await self.engine.stop(0, asyncio.Event())
+        await self.named.close()
         self.database.close()
 
     def _observe(self, _events: list[Any]) -> None:
