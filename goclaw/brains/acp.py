@@ -492,7 +492,10 @@ class _Turn:
         else:
             await self._attempt.emit([], [decision])
         if verdict is not Verdict.ALLOW:
-            raise PolicyDenied(f"{action} {place}: {why}.", hint="goclaw's policy.toml decides.")
+            raise PolicyDenied(
+                f"{action} {place}: {why}.", hint="goclaw's policy.toml decides.",
+                decisionId=decision.decision_id, reason=why,
+            )  # fmt: skip
         return place
 
     async def _read_file(self, call: jsonrpc.Call, params: dict[str, Any]) -> object:

@@ -1,7 +1,7 @@
 """Chat completions as OpenAI's protocol has them: any compatible server speaks it.
 
 Owns how a window is written down and how a stream is read. Pure. Not in here: sending (model).
-The provider's SDK is left out: docs/decisions/0011-models-without-sdks.md.
+The provider's SDK is left out: docs/decisions/0013-models-without-sdks.md.
 """
 
 from __future__ import annotations

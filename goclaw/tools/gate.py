@@ -39,6 +39,7 @@ __all__ = ["Decide", "Gate", "Names", "context_of", "error_output", "subject_of"
 # Sandboxes in which a call counts as confined.
 _CONFINED = frozenset({"wasm", "runner", "confined"})
 # The announcement commits before the dispatch; the journal minds what follows an unknown outcome.
+_UNCONFINED = "none"
 _FULFILLED = frozenset({"notify", *ON_UNKNOWN})
 _NOTHING_OPEN: Callable[[], Collection[tuple[int, int]]] = tuple
 
@@ -138,7 +139,8 @@ class Gate:
         """Anything else that a brain wants on its own account, or its child agent."""
         context = context_of(session, effect_class, request)
         subject = subject_of(task, brain)
-        return self._decide(subject, action, resource, context, version=task.policy_version)
+        decision = self._decide(subject, action, resource, context, version=task.policy_version)
+        return _obliged(decision, _UNCONFINED)
 
     def decide_own(
         self, task: Task, session: Session, brain: str, action: str, resource: str
@@ -148,7 +150,8 @@ class Gate:
         context = context_of(session, EffectClass.IRREVERSIBLE)
         asking = subject_of(task, brain)
         subject = dataclasses.replace(asking, kind=SubjectKind.DAEMON, origin=Origin.INTERNAL)
-        return self._decide(subject, action, resource, context, version=task.policy_version)
+        decision = self._decide(subject, action, resource, context, version=task.policy_version)
+        return _obliged(decision, _UNCONFINED)
 
     async def decide_path(
         self, task: Task, session: Session, brain: str, action: str, path: str
@@ -160,7 +163,7 @@ class Gate:
         about = dataclasses.replace(context, bytes=place.bytes, roots=roots)
         subject = subject_of(task, brain)
         decided = self._decide(subject, action, place.path, about, version=task.policy_version)
-        return decided, place.path
+        return _obliged(decided, _UNCONFINED), place.path
 
     async def read(self, path: str, bytes_max: int) -> bytes:
         """The file that was decided about, or OSError. At most ``bytes_max`` and one more."""
