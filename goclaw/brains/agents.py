@@ -197,8 +197,8 @@ class Agent:
         assert stdin is not None
         stdin.close()
         await self._process.wait()
-        while not self._stdout.at_eof():
-            await self._stdout.read(limits.WRITE_BYTES_MAX)
+        # its pipes may have other owners by now; the stream API has no close of its own
+        self._process._transport.close()  # type: ignore[attr-defined]
 
     @property
     def _stdout(self) -> asyncio.StreamReader:

@@ -191,6 +191,7 @@ class Children:
                     process.kill()
                 self.end(process.pid)
                 await process.wait()
+                process._transport.close()  # type: ignore[attr-defined]  # the API has no other
                 raise
         return process
 
