@@ -277,6 +277,7 @@ class _Emitted:
 
     def __init__(self, attempt: Attempt, message_id: str) -> None:
         self._attempt, self.message_id = attempt, message_id
+        self.cleaner = attempt.cleaner
 
     async def send(self, updates: Sequence[dict[str, Any]]) -> None:
         """See Stream."""

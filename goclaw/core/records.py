@@ -427,6 +427,10 @@ class Attempt(Protocol):
     session: Session
     cancelled: asyncio.Event
 
+    @property
+    def cleaner(self) -> Cleaner | None:
+        """Takes secrets out of what is said in pieces; what is committed is cleaned anyway."""
+
     async def think(
         self,
         name: str,

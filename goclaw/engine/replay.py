@@ -69,7 +69,7 @@ class Recorded:
         cleaner: Cleaner | None = None,
     ) -> None:
         self.task, self.session = task, session
-        self._cleaner = cleaner
+        self.cleaner = cleaner
         self.cancelled = asyncio.Event()
         self._rows = {row["ordinal"]: row for row in effects}
         self._repeatable = repeatable
@@ -117,8 +117,8 @@ class Recorded:
             again = dict(await answer(_Unheard(row["call_id"])))
             again.pop("updates", None)
             data = orjson.dumps(again)
-            if self._cleaner is not None:
-                data = self._cleaner.data(data)
+            if self.cleaner is not None:
+                data = self.cleaner.data(data)
             if orjson.loads(data) != recorded:
                 raise Divergence(
                     "the brain answers something else", row["ordinal"],

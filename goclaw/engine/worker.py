@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
     from goclaw.core.decisions import Decision
-    from goclaw.core.records import Call, CallResult, Runner, Session, Stream, Task
+    from goclaw.core.records import Call, CallResult, Cleaner, Runner, Session, Stream, Task
     from goclaw.engine.gates import Gates
     from goclaw.engine.subtasks import Subtasks
     from goclaw.store import Database
@@ -77,6 +77,11 @@ class LiveAttempt:
         self._running: asyncio.Task[Outcome] | None = None
 
     # -- for the runner ------------------------------------------------------------------------
+
+    @property
+    def cleaner(self) -> Cleaner | None:
+        """See Attempt."""
+        return self._database.cleaner
 
     async def think(
         self,
