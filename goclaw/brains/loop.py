@@ -176,6 +176,7 @@ class BrainRunner:
     async def _run_tool(self, attempt: Attempt) -> Outcome:
         """One call; its output is the task's result, its failure the task's."""
         task: Task = attempt.task
+        await attempt.look_at_taint()
         payload = orjson.loads(task.payload)
         call = await self._gate.call(
             task, attempt.session, self._direct.name, payload["tool"], payload["arguments"]

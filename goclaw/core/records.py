@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from goclaw.core.decisions import Decision
+    from goclaw.core.decisions import Decision, Taint
     from goclaw.core.errors import GoclawError
     from goclaw.core.states import EffectClass
 
@@ -71,6 +71,8 @@ class Session:
     deleted: bool
     parent_id: str | None = None
     """The session that this one was forked from."""
+    taint: tuple[Taint, ...] = ()
+    """What it has met, as of the last answer of its brain (A-13)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,8 @@ class Tool:
     """ACP's tool kinds: read, edit, execute, fetch, other and so on."""
     file_argument: str | None = None
     """The property whose file the gate opens (schema ``format: file``)."""
+    taints: tuple[Taint, ...] = ()
+    """What its results bring into a session (A-13)."""
     url_argument: str | None = None
     """The property whose URL is decided about as ``net.connect``."""
     key_argument: str | None = None
@@ -319,6 +323,8 @@ class Call:
     """A sub-task: the attempt is parked until that run has ended; ``dispatch`` is not called."""
     question: bool = False
     """A person is asked whatever the policy says."""
+    taints: tuple[Taint, ...] = ()
+    """What its result brings into the session; it commits with the result (A-13)."""
     inside: list[Decision] = field(default_factory=list)
     """Decisions taken while it is carried out; they commit with its end (A-8)."""
 
@@ -444,6 +450,9 @@ class Attempt(Protocol):
         What ``answer`` returns is recorded; the updates under its key ``updates`` commit together
         with the record and are no part of it. ``request`` holds no prompt text (E-2).
         """
+
+    async def look_at_taint(self) -> None:
+        """Bring ``session.taint`` up to date; ``think`` does that after each answer."""
 
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
         """Carry out the calls of one answer, each once (E-1 to E-5)."""

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from goclaw.core.records import Child, Cleaner, Stream, Task
     from goclaw.engine.gates import Gates
     from goclaw.engine.subtasks import Subtasks
+    from goclaw.engine.taints import Taints
     from goclaw.store import Committed, Database
 
     _Row = dict[str, Any]
@@ -151,11 +152,12 @@ class Journal:
         *,
         gates: Gates,
         subtasks: Subtasks,
+        taints: Taints,
         effects: list[_Row],
         approvals: list[_Row],
     ) -> None:
         self.task = task
-        self.gates, self.subtasks = gates, subtasks
+        self.gates, self.subtasks, self.taints = gates, subtasks, taints
         self.halt = gates.halt
         self.cancelled = cancelled
         self._database, self._clock, self._token = database, clock, token
@@ -280,6 +282,12 @@ class Journal:
         cleaned = cleaner.data(data)
         found: dict[str, Any] = answer if cleaned is data else orjson.loads(cleaned)
         return found
+
+    def tainted(self, call: Call) -> list[_Part]:
+        """The parts that mark the session with what a result brings; again is as good as once."""
+        if call.taints:
+            self.taints.added()
+        return [self.bind("taint", label=str(label), source=call.name) for label in call.taints]
 
     def clean_output(self, output: bytes) -> bytes:
         """A tool's output as its record will have it."""
@@ -885,6 +893,7 @@ class _Entry:
                 "effect_result", ordinal=self.ordinal, state=str(EffectState.RESULT),
                 result=output, failed=failed,
             ),
+            *journal.tainted(call),
         ]  # fmt: skip
         if call.report is not None:
             parts.append(journal.update(call.report(self.call_id, self.result)))

@@ -126,6 +126,9 @@ class Recorded:
                 )  # fmt: skip
         return recorded
 
+    async def look_at_taint(self) -> None:
+        """See Attempt: nothing is decided here."""
+
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
         """See Attempt."""
         return [self._result(call) for call in calls]

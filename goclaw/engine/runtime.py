@@ -40,6 +40,7 @@ from goclaw.engine.scheduler import Scheduler
 from goclaw.engine.schedules import Schedules
 from goclaw.engine.settlement import Settlement
 from goclaw.engine.subtasks import Subtasks
+from goclaw.engine.taints import Taints
 from goclaw.engine.why import Why
 from goclaw.store import rows
 
@@ -91,12 +92,14 @@ class Engine:
         )  # fmt: skip
         self.halt = Halt(database, clock, self._halted)
         self.gates = Gates(database, clock, config.queue, self._let_in, self.halt)
+        self.taints = Taints(database)
         self.subtasks = Subtasks(
             database, clock, self.intake, cancel=self.cancel_task, on_session=self._take_up
         )
         self._fairness, self._only_sids = Fairness(), only_sids
         self.scheduler = Scheduler(
             database, clock, config.queue, runner, f"lane:{daemon_boot}", self.gates, self.subtasks,
+            self.taints,
             load_session=self._session_of, policy_version=policy_version,
             fairness=self._fairness, only_sids=only_sids,
         )  # fmt: skip
@@ -138,6 +141,7 @@ class Engine:
         await self.halt.start()
         await self.gates.start()
         await self.subtasks.start()
+        await self.taints.load()
 
     def open_lanes(self) -> None:
         """Let timers and lanes go; the last step before the daemon is ready."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from goclaw.engine.fairness import Fairness
     from goclaw.engine.gates import Gates
     from goclaw.engine.subtasks import Subtasks
+    from goclaw.engine.taints import Taints
     from goclaw.store import Committed, Database, Event
 
 __all__ = ["Scheduler"]
@@ -67,6 +68,7 @@ class Scheduler:
         owner: str,
         gates: Gates,
         subtasks: Subtasks,
+        taints: Taints,
         *,
         load_session: Callable[[int], Awaitable[Session]],
         policy_version: Callable[[], str],
@@ -76,6 +78,7 @@ class Scheduler:
         self._database, self._clock, self._queue, self._runner = database, clock, queue, runner
         self._owner, self._load_session, self._policy_version = owner, load_session, policy_version
         self._only_sids, self._gates, self._subtasks = only_sids, gates, subtasks
+        self._taints = taints
         self._fairness = fairness
         self._changes = 0
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -300,6 +303,7 @@ class Scheduler:
             claim.token,
             self._gates,
             self._subtasks,
+            self._taints,
         )
 
     async def _run(self, attempt: LiveAttempt) -> tuple[_Claim | None, LiveAttempt | None]:

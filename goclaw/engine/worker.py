@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from goclaw.core.records import Call, CallResult, Cleaner, Runner, Session, Stream, Task
     from goclaw.engine.gates import Gates
     from goclaw.engine.subtasks import Subtasks
+    from goclaw.engine.taints import Taints
     from goclaw.store import Database
 
     _Part = tuple[int, tuple[Any, ...]]
@@ -63,9 +65,10 @@ class LiveAttempt:
         token: bytes,
         gates: Gates,
         subtasks: Subtasks,
+        taints: Taints,
     ) -> None:
         self.task, self.session, self.token = task, session, token
-        self._gates, self._subtasks = gates, subtasks
+        self._gates, self._subtasks, self._taints = gates, subtasks, taints
         self.cancelled = asyncio.Event()
         self.ended_by: str | None = None
         """Why the attempt was stopped from outside: canceled, lease_lost, shutdown,
@@ -92,7 +95,15 @@ class LiveAttempt:
         decisions: Sequence[Decision] = (),
     ) -> dict[str, Any]:
         """See Attempt."""
-        return await (await self._opened()).think(name, request, answer, decisions=decisions)
+        found = await (await self._opened()).think(name, request, answer, decisions=decisions)
+        await self.look_at_taint()
+        return found
+
+    async def look_at_taint(self) -> None:
+        """See Attempt."""
+        taint = await self._taints.of(self.task.sid)
+        if taint != self.session.taint:
+            self.session = replace(self.session, taint=taint)
 
     async def perform(self, calls: Sequence[Call]) -> list[CallResult]:
         """See Attempt."""
@@ -132,7 +143,8 @@ class LiveAttempt:
                 )
             self._journal = Journal(
                 self._database, self._clock, self.task, self.token, self.cancelled,
-                gates=self._gates, subtasks=self._subtasks, effects=effects, approvals=approvals,
+                gates=self._gates, subtasks=self._subtasks, taints=self._taints, effects=effects,
+                approvals=approvals,
             )  # fmt: skip
         return self._journal
 

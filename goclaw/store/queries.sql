@@ -1849,3 +1849,24 @@ DELETE FROM secrets WHERE name = :name;
 
 -- query: secrets_all
 SELECT name, sealed, hosts, tools, digest, created_at, updated_at FROM secrets ORDER BY name;
+
+-- program: taint tid token label source now
+-- A session has met something for the first time; later times change nothing.
+-- step: expect lease_lost
+<<live_task>>
+-- step: need
+SELECT 1 AS fresh WHERE NOT EXISTS (SELECT 1 FROM taints WHERE sid = :sid AND label = :label);
+<<event 1 | 'session.tainted' | json_object('label', :label, 'source', :source)>>
+-- step: run
+INSERT INTO taints (sid, label, source, event_id) VALUES (:sid, :label, :source, :event_id);
+
+-- query: taints_any
+SELECT 1 FROM taints LIMIT 1;
+
+-- query: taints_of sid
+WITH RECURSIVE line (sid) AS (
+  SELECT :sid
+  UNION
+  SELECT i.parent_sid FROM session_info AS i JOIN line USING (sid) WHERE i.parent_sid IS NOT NULL
+)
+SELECT label FROM taints JOIN line USING (sid);

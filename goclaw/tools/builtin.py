@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from goclaw.core import limits
+from goclaw.core.decisions import Taint
 from goclaw.core.records import Child, Done, Tool
 from goclaw.core.states import EffectClass
 
@@ -60,6 +61,7 @@ DELEGATE: Final = Tool(
     },
     effect_class=EffectClass.KEYED,  # its submission is known by the effect's key (E-6)
     sandbox="none",
+    taints=tuple(Taint),  # whatever the other run has met
 )
 
 

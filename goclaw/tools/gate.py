@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 
 from goclaw.core import limits
-from goclaw.core.decisions import ON_UNKNOWN, Context, Origin, Subject, SubjectKind, Verdict
+from goclaw.core.decisions import ON_UNKNOWN, Context, Origin, Subject, SubjectKind, Taint, Verdict
 from goclaw.core.errors import GoclawError, InvalidParams
 from goclaw.core.records import Call, Done
 from goclaw.core.states import EffectClass
@@ -41,6 +41,7 @@ _CONFINED = frozenset({"wasm", "runner", "confined"})
 # The announcement commits before the dispatch; the journal minds what follows an unknown outcome.
 _UNCONFINED = "none"
 _FULFILLED = frozenset({"notify", *ON_UNKNOWN})
+_PRIVATE = frozenset({"fs.read", "secret.use"})
 _NOTHING_OPEN: Callable[[], Collection[tuple[int, int]]] = tuple
 
 
@@ -93,7 +94,8 @@ def context_of(session: Session, effect_class: EffectClass, request: bytes = b""
     """The circumstances of a call; the roots as given."""
     digest = hashlib.sha256(request).hexdigest() if request else None
     return Context(
-        effect_class=effect_class, args_digest=digest, interactive=session.interactive,
+        effect_class=effect_class, taint=session.taint, args_digest=digest,
+        interactive=session.interactive,
         roots=session.roots,
     )  # fmt: skip
 
@@ -269,6 +271,7 @@ class Gate:
             probe=probe,
             wait_ms=sleep_ms(tool, arguments), child=child_of(tool, arguments),
             inside=[] if permit is None else permit.taken,
+            taints=_taints(tool, decisions),
         )  # fmt: skip
 
     async def _dispatch(
@@ -360,6 +363,15 @@ class _Permit:
             return None  # a name was allowed: its addresses need no rule of their own
         self.taken.append(decision)
         return decision
+
+
+def _taints(tool: Tool, decisions: list[Decision]) -> tuple[Taint, ...]:
+    """What the result brings: what the tool says, and private data when it reads the user's files
+    or comes with a secret of the user's."""
+    private = any(one.action in _PRIVATE for one in decisions)
+    return tuple(
+        label for label in Taint if label in tool.taints or (label is Taint.PRIVATE and private)
+    )
 
 
 def _misplaced(tool: Tool, arguments: dict[str, Any], secrets: list[str]) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 import orjson
 
 from goclaw.core import limits
+from goclaw.core.decisions import Taint
 from goclaw.core.records import Done, Tool
 from goclaw.core.states import EffectClass
 
@@ -72,6 +73,7 @@ HTTP: Final = Tool(
     effect_class=EffectClass.IRREVERSIBLE,
     sandbox="none",
     kind="fetch",
+    taints=(Taint.UNTRUSTED,),
     url_argument="url",
 )
 

@@ -51,6 +51,9 @@ SCANS = {
     "walk": "the link so far, one row",
     "audit": "backwards from the last row, and no further",
     "policy_activations": "the same",
+    "secrets USING INDEX sqlite_autoindex_secrets": "limits.SECRETS_MAX, once at a start",
+    "taints": "one row: is there any?",
+    "line": "a session and those it comes from",
 }
 # Rows that are counted: once at the start, and for a person who asks.
 COUNTS = {"sessions_count"}
