@@ -41,6 +41,7 @@ from goclaw.skills.catalog import Catalog
 from goclaw.skills.sandbox import Sandbox
 from goclaw.skills.tools import SkillTools
 from goclaw.store import Database, Secrets, database_files, fence_file, open_database
+from goclaw.tools.exec import ExecTool
 from goclaw.tools.gate import Gate
 from goclaw.tools.http import HttpTool
 from goclaw.tools.registry import Registry
@@ -157,7 +158,9 @@ class Daemon:
         self.catalog = catalog
         skill_tools = SkillTools(catalog, sandbox)
         undo.callback(skill_tools.close)
-        self.registry = Registry([*self._extra_tools, skill_tools, HttpTool()])
+        self.registry = Registry(
+            [*self._extra_tools, skill_tools, HttpTool(), ExecTool(children, self.home.root)]
+        )
         gate = Gate(
             self.registry, self.policies.decide, closed=self._closed_files,
             names=self.policies.names, secrets=self.secrets,

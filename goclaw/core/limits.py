@@ -281,6 +281,16 @@ HTTP_HEADERS_MAX: Final = 64  # of a request
 HTTP_HEADER_CHARS_MAX: Final = 8 * KIB  # of one header: what servers take
 HTTP_REDIRECTS_MAX: Final = 5  # each is decided about anew
 
+# -- programs ----------------------------------------------------------------------------------
+EXEC_MS_MAX: Final = 120_000  # then the whole group is killed, and nobody knows how far it came
+EXEC_CPU_S_MAX: Final = 120  # of one process
+EXEC_MEMORY_BYTES_MAX: Final = 4096 * MIB  # of address space: compilers and runtimes reserve much
+EXEC_FILE_BYTES_MAX: Final = 1024 * MIB  # of one file that it writes
+EXEC_FILES_MAX: Final = 256  # open at once
+EXEC_OUTPUT_BYTES_MAX: Final = 64 * KIB  # of stdout, and of stderr; JSON may need six times
+EXEC_ARGUMENTS_MAX: Final = 1_000  # the kernel takes more; a list like that belongs on stdin
+EXEC_ARGUMENT_CHARS_MAX: Final = 64 * KIB  # the kernel's bound of one is 128 KiB
+
 # -- secrets -----------------------------------------------------------------------------------
 SECRET_CHARS_MIN: Final = 8  # a shorter value occurs by chance, and what is kept would be holes
 SECRET_CHARS_MAX: Final = 16 * KIB  # a private key with its chain
@@ -342,4 +352,5 @@ assert SECRET_CHARS_MAX < REDACT_HELD_BYTES_MAX < EVENT_BYTES_MAX
 assert POLICY_RULES_MAX <= POLICY_ENTRIES_MAX
 assert 6 * HTTP_BODY_BYTES_MAX < TOOL_OUTPUT_BYTES_MAX
 assert HTTP_QUIET_MS_MAX <= HTTP_MS_MAX
+assert 12 * EXEC_OUTPUT_BYTES_MAX < TOOL_OUTPUT_BYTES_MAX
 assert 4 * FENCE_PAGE_BYTES <= FENCE_TRIM_BYTES <= FENCE_BYTES_MAX

@@ -234,6 +234,8 @@ class Tool:
     """The property whose file the gate opens (schema ``format: file``)."""
     taints: tuple[Taint, ...] = ()
     """What its results bring into a session (A-13)."""
+    program_argument: str | None = None
+    """The property whose first item is the program that is decided about as ``exec.run``."""
     url_argument: str | None = None
     """The property whose URL is decided about as ``net.connect``."""
     key_argument: str | None = None

@@ -110,14 +110,14 @@ resources = [
 ]
 reason = "file tools are decided about again for each path"
 
-# So is naming the http tool; where it goes is decided below, as net.connect.
+# So is naming these; where http goes is decided below, as net.connect, what runs as exec.run.
 [[rule]]
-id = "builtin-http-tool"
+id = "builtin-http-and-exec"
 effect = "allow"
 actions = ["tool.call"]
 subjects = [{ kind = "run" }]
-resources = [{ exact = "builtin/http" }]
-reason = "each URL, each redirect and each address is decided about again"
+resources = [{ exact = "builtin/http" }, { exact = "builtin/exec" }]
+reason = "each URL, address and program is decided about again"
 
 # Built-in skills are there from the start.
 [[rule]]
@@ -172,7 +172,8 @@ id = "ask-before-programs"
 effect = "ask"
 actions = ["exec.run"]
 subjects = [{ kind = "run" }]
-reason = "a program can do whatever you can do"
+obligations = ["confine"]
+reason = "a program runs in the session's directory; where it cannot be confined, it is denied"
 
 # Only names: a literal address has no rule and is denied. To reach one, name it with cidr.
 [[rule]]

@@ -24,6 +24,7 @@ from goclaw.policy import egress, pdp
 from goclaw.policy.redact import references
 from goclaw.tools import files
 from goclaw.tools.builtin import child_of, sleep_ms
+from goclaw.tools.exec import Program, Runs, find_program
 from goclaw.tools.http import Reaches, class_of
 
 if TYPE_CHECKING:
@@ -224,6 +225,15 @@ class Gate:
                 return _misfit(tool, request, str(error))
             about = dataclasses.replace(context, bytes=place.bytes, roots=roots)
             decisions.append(decide("fs.read", place.path, about))
+        program = None
+        if entry.tool.program_argument is not None:
+            word = arguments[entry.tool.program_argument][0]
+            try:
+                program = await _in_thread(_find_program, word, session)
+            except InvalidParams as error:
+                return _misfit(tool, request, f"{tool}: {error}")
+            about = dataclasses.replace(context, roots=program.roots)
+            decisions.append(decide("exec.run", program.path, about))
         permit = None
         if entry.tool.url_argument is not None:
             size = len(arguments.get("body", "").encode())
@@ -235,7 +245,7 @@ class Gate:
                 tool,
             )  # fmt: skip
         decisions += [decide("secret.use", name, context) for name in secrets]
-        return self._built(entry, arguments, request, decisions, place, permit)
+        return self._built(entry, arguments, request, decisions, place, permit or program)
 
     def _secrets_in(self, request: bytes) -> list[str]:
         """The names of what arguments refer to; ``~KIND`` for what was taken out for good."""
@@ -254,7 +264,7 @@ class Gate:
         request: bytes,
         decisions: list[Decision],
         place: files.Place | None,
-        permit: _Permit | None,
+        permit: _Permit | Program | None,
     ) -> Call:
         tool = entry.tool
         decisions = [_obliged(decision, tool.sandbox) for decision in decisions]
@@ -270,7 +280,7 @@ class Gate:
             report=_report,
             probe=probe,
             wait_ms=sleep_ms(tool, arguments), child=child_of(tool, arguments),
-            inside=[] if permit is None else permit.taken,
+            inside=permit.taken if isinstance(permit, _Permit) else [],
             taints=_taints(tool, decisions),
         )  # fmt: skip
 
@@ -279,7 +289,7 @@ class Gate:
         entry: Entry,
         arguments: dict[str, Any],
         place: files.Place | None,
-        permit: _Permit | None,
+        permit: _Permit | Program | None,
         key: str,
         cancelled: asyncio.Event,
     ) -> Done:
@@ -293,7 +303,9 @@ class Gate:
                 except OSError as error:
                     return _unreadable(place.path, error.strerror or str(error))
                 opened[entry.tool.file_argument] = descriptor
-            if permit is not None and isinstance(entry.origin, Reaches):
+            if isinstance(permit, Program) and isinstance(entry.origin, Runs):
+                done = await entry.origin.start(entry.tool, arguments, key=key, program=permit)
+            elif isinstance(permit, _Permit) and isinstance(entry.origin, Reaches):
                 done = await entry.origin.reach(entry.tool, arguments, key=key, permit=permit)
             else:
                 done = await entry.origin.run(
@@ -398,6 +410,11 @@ def _designated(tool: Tool, arguments: dict[str, Any]) -> str | None:
 
 def _find(path: str, session: Session) -> tuple[files.Place, tuple[str, ...]]:
     return files.resolve(path, session.cwd), files.real_roots(session.roots)
+
+
+def _find_program(word: str, session: Session) -> Program:
+    cwd = os.path.realpath(session.cwd)
+    return Program(find_program(word, cwd), cwd, files.real_roots(session.roots))
 
 
 async def _in_thread(work: Callable[..., Any], *arguments: Any) -> Any:

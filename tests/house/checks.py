@@ -147,6 +147,7 @@ CALLS = {
     "origin.run": ("goclaw/tools/gate.py",),
     "origin.probe": ("goclaw/tools/gate.py",),
     "origin.reach": ("goclaw/tools/gate.py",),
+    "origin.start": ("goclaw/tools/gate.py",),
     "call.dispatch": ("goclaw/engine/effects.py",),
     "call.probe": ("goclaw/engine/effects.py", "goclaw/engine/settlement.py"),
 }
