@@ -29,6 +29,7 @@ _LATEST: Final = (
     "plan", "usage_update", "session_info_update", "current_mode_update", "config_option_update",
     "available_commands_update",
 )  # fmt: skip
+_CUT: Final = " (interrupted)"
 _FINAL: Final = ("completed", "failed")
 _ENDS: Final = ("task.succeeded", "task.failed", "task.canceled", "task.dead_letter")
 
@@ -44,12 +45,15 @@ class _Item:
     texts: list[str] = field(default_factory=list)
     size: int = 0
     done: bool = False
+    interrupted: bool = False
+    """Its attempt ended in the middle of it; what followed is another message."""
 
     def finished(self) -> dict[str, Any]:
         """The update to send."""
         if not self.texts:
             return self.update
-        content = {**self.update["content"], "text": "".join(self.texts)}
+        texts = [*self.texts, _CUT] if self.interrupted else self.texts
+        content = {**self.update["content"], "text": "".join(texts)}
         return {**self.update, "content": content}
 
 
@@ -74,6 +78,8 @@ class Projection:
             self._held_bytes += len(payload)
         elif name in _ENDS:
             self._settle(task_id)
+        elif name == "message.interrupted":
+            self._cut(str(orjson.loads(payload).get("messageId")))
         yield from self._ready()
 
     def _settle(self, task_id: str | None) -> None:
@@ -83,6 +89,12 @@ class Projection:
                 item.done = True
                 if item.key[0] == "tool":
                     item.update["status"] = "failed"
+
+    def _cut(self, message_id: str) -> None:
+        """A message that was begun goes no further; one of which nothing was said is none."""
+        for item in self._items:
+            if item.texts and item.key[1] == message_id and not item.done:
+                item.done = item.interrupted = True
 
     def finish(self) -> Iterator[dict[str, Any]]:
         """What is left: the unfinished turn's part so far."""
@@ -177,6 +189,8 @@ def _params(item: _Item) -> dict[str, Any]:
     """No event id: several events are in it, and a cursor is only what the answer says."""
     ids = {"runId": item.run_id, "taskId": item.task_id}
     meta = {name: value for name, value in ids.items() if value} | {"history": True}
+    if item.interrupted:
+        meta["interrupted"] = True
     return {"update": item.finished(), "_meta": {"goclaw": meta}}
 
 

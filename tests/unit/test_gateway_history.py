@@ -53,6 +53,10 @@ class Log:
     def ends(self, run: str = "run_1", name: str = "task.succeeded") -> Log:
         return self.put({}, run=run, kind=EventKind.GOCLAW, name=name)
 
+    def cut(self, message: str) -> Log:
+        what = {"messageId": message, "ordinal": 0}
+        return self.put(what, kind=EventKind.GOCLAW, name="message.interrupted")
+
     def updates(self) -> list[dict[str, Any]]:
         self.told += self.projection.finish()
         return [params["update"] for params in self.told]
@@ -120,6 +124,18 @@ def test_runs_that_overlap_stay_apart() -> None:
     for words in "ab":
         log.says(words, "m1", run="run_1").says(words, "m2", THOUGHT, run="run_2")
     assert [u["content"]["text"] for u in log.updates()] == ["ab", "ab"]
+
+
+@pytest.mark.req("W-10", "B-3")
+def test_a_message_that_was_cut_says_so() -> None:
+    log = Log().says("half a", "m").says("hm", "m", THOUGHT).cut("m").says("whole", "n").ends()
+    log.cut("n").cut("never said")
+    updates = log.updates()
+    assert [(u["messageId"], u["content"]["text"]) for u in updates] == [
+        ("m", "half a (interrupted)"), ("m", "hm (interrupted)"), ("n", "whole"),
+    ]  # fmt: skip
+    marks = [params["_meta"]["goclaw"].get("interrupted", False) for params in log.told]
+    assert marks == [True, True, False]
 
 
 @pytest.mark.req("W-10")
