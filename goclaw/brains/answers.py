@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from goclaw.brains.context import Past
     from goclaw.brains.deltas import Deltas
+    from goclaw.net.egress import Permit
 
 __all__ = ["Answer", "Brain", "Failure", "Intent", "Refusal", "ToolResult", "Turn", "Usage"]
 
@@ -162,6 +163,8 @@ class Turn:
     """Every answer of the run so far with what came of its calls."""
     past: Past | None = None
     """What was said in the session before; only models are told."""
+    permit: Permit | None = None
+    """To be asked at its address; for a brain that has one."""
 
 
 class Brain(Protocol):

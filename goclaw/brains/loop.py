@@ -112,6 +112,9 @@ class BrainRunner:
             decisions = self._may_think(attempt, brain)
             results = made[-1][1] if made else ()
             turn = Turn(prompt, step, results, task.attempt, tuple(made))
+            if brain.address is not None:
+                permit = self._gate.own_permit(task, attempt.session, brain.name, decisions[-1])
+                turn = replace(turn, permit=permit)
 
             async def answer(stream: Stream, turn: Turn = turn) -> dict[str, Any]:
                 nonlocal past

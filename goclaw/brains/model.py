@@ -178,10 +178,13 @@ class ModelBrain:
     async def _read(
         self, request: Request, headers: Mapping[str, str], turn: Turn, deltas: Deltas
     ) -> Reading:
+        assert turn.permit is not None  # the loop decided about the address
         url = self.address.rstrip("/") + request.path
         reading = Reading()
         try:
-            async with self._post(url, {**request.headers, **headers}, request.body) as reply:
+            async with self._post(
+                url, {**request.headers, **headers}, request.body, turn.permit
+            ) as reply:
                 if reply.status != 200:
                     body = await read_all(reply, limits.BRAIN_HEAD_BYTES_MAX)
                     if self._brain.run_tokens or self._brain.run_cost:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from goclaw.brains.acp import AgentBrain
 from goclaw.brains.anthropic import Anthropic
+from goclaw.brains.cassette import CassetteBrain
 from goclaw.brains.model import ModelBrain
 from goclaw.brains.openai import OpenAI
-from goclaw.brains.transport import plain_post
+from goclaw.brains.transport import NetPost
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -44,7 +46,7 @@ class NamedBrains:
         *,
         environ: Mapping[str, str] | None = None,
         wall_ms: Callable[[], int] = lambda: 0,
-        post: Post = plain_post,
+        post: Post | None = None,
         children: Children | None = None,
         read: Read | None = None,
     ) -> None:
@@ -55,12 +57,18 @@ class NamedBrains:
         self._commands = {brain.name: brain.command for brain in brains if brain.kind == "acp"}
         self._models: dict[str, Brain] = {
             brain.name: ModelBrain(
-                brain, _DIALECTS[brain.kind](), tools=registry.tools, post=post,
+                brain, _DIALECTS[brain.kind](), tools=registry.tools, post=post or NetPost(),
                 key=functools.partial(_key, environ or {}, brain.key_env), wall_ms=wall_ms,
             )
             for brain in brains
             if brain.kind in _DIALECTS
         }  # fmt: skip
+        for brain in brains:
+            if brain.kind == "cassette":
+                tape = Path(brain.cassette).expanduser()
+                self._models[brain.name] = CassetteBrain(
+                    brain.name, tape, self._models.get(brain.records)
+                )
 
     def get(self, name: str) -> Brain | AgentBrain | None:
         """The brain of that name, None when config.toml has none. ``acp:COMMAND`` needs none."""

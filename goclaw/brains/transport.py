@@ -1,27 +1,27 @@
-"""How a model's server is reached: one POST whose answer is read as it comes, over HTTP/1.1.
+"""How a model's server is reached: one POST whose answer is read as it comes.
 
-Owns the seam ``Post``, the plain client behind it and the reading of server-sent events. Not in
-here: what is asked (openai, anthropic), whether it may be asked (the gate). The client takes a
-connection of its own for each call, follows no redirect and asks no proxy.
+Owns the seam ``Post``, its way over the one HTTP client, and the reading of server-sent events. Not
+in here: what is asked (openai, anthropic), whether it may be (the gate), the connection (net).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, Protocol
 
 from goclaw.core import limits
+from goclaw.core.errors import Unreachable
 from goclaw.core.records import Retryable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
-__all__ = ["Post", "Reply", "ServerEvent", "plain_post", "read_all", "server_events"]
+    from goclaw.net.egress import Permit
+    from goclaw.net.http import Client
+
+__all__ = ["NetPost", "Post", "Reply", "ServerEvent", "read_all", "server_events"]
 
 
 class Reply(Protocol):
@@ -35,10 +35,10 @@ class Reply(Protocol):
 
 
 class Post(Protocol):
-    """Sends one request. Retryable when the server cannot be reached or does not speak HTTP."""
+    """Sends one request. PolicyDenied and Retryable (``unreachable``): nothing was sent."""
 
     def __call__(
-        self, url: str, headers: Mapping[str, str], body: bytes
+        self, url: str, headers: Mapping[str, str], body: bytes, permit: Permit
     ) -> AbstractAsyncContextManager[Reply]:
         """Inside the context the answer's body may be read; leaving it closes the connection."""
 
@@ -57,115 +57,52 @@ class _Reply:
 
     status: int
     headers: Mapping[str, str]
-    reader: asyncio.StreamReader
+    pieces: AsyncIterator[bytes]
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """See Reply."""
-        if "chunked" in self.headers.get("transfer-encoding", "").lower():
-            while size := await self._chunk_size():
-                while size:
-                    data = await _patiently(self.reader.read(min(size, limits.WRITE_BYTES_MAX)))
-                    if not data:
-                        raise _cut()
-                    size -= len(data)
-                    yield data
-                await _patiently(self.reader.readline())
-            return
-        left = int(self.headers.get("content-length") or -1)
-        while left:
-            data = await _patiently(self.reader.read(limits.WRITE_BYTES_MAX))
-            if not data:
-                if left > 0:
-                    raise _cut()
-                return
-            left -= len(data) if left > 0 else 0
-            yield data
-
-    async def _chunk_size(self) -> int:
-        line = await _patiently(self.reader.readline())
-        try:
-            return int(line.split(b";")[0].strip(), 16)
-        except ValueError:
-            raise _cut() from None
+        with _retryable():
+            async for piece in self.pieces:
+                yield piece
 
 
-def _cut() -> Retryable:
-    return Retryable("stream_cut", "The server's answer was cut off.")
-
-
-async def _patiently(reading: Coroutine[Any, Any, bytes]) -> bytes:
-    """Within the longest silence that a server is allowed."""
+@contextlib.contextmanager
+def _retryable() -> Iterator[None]:
+    """The client's words, as a run is told: a model's answer may be asked for again."""
     try:
-        async with asyncio.timeout(limits.BRAIN_STALL_MS_MAX / 1000):
-            return await reading
+        yield
+    except Unreachable as error:
+        raise Retryable("unreachable", f"The server cannot be reached: {error.message}") from None
     except TimeoutError:
         seconds = limits.BRAIN_STALL_MS_MAX // 1000
         raise Retryable("server_silent", f"The server said nothing for {seconds} s.") from None
-    except OSError as error:
+    except ConnectionError as error:
         raise Retryable("stream_cut", f"The server's answer was cut off: {error}.") from None
-    except ValueError:  # a line without end
-        raise _no_http() from None
 
 
-def _no_http() -> Retryable:
-    return Retryable("no_http", "What answers at the server's address does not speak HTTP.")
+class NetPost:
+    """Post over ``net``: the address that is connected to is the one that was checked (A-4)."""
 
+    def __init__(self) -> None:
+        self._client: Client | None = None
 
-@contextlib.asynccontextmanager
-async def plain_post(url: str, headers: Mapping[str, str], body: bytes) -> AsyncIterator[Reply]:
-    """See Post."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    secure = parts.scheme == "https"
-    port = parts.port or (443 if secure else 80)
-    try:
-        async with asyncio.timeout(limits.BRAIN_DIAL_MS_MAX / 1000):
-            reader, writer = await asyncio.open_connection(
-                host, port, ssl=ssl.create_default_context() if secure else None
-            )
-    except (OSError, TimeoutError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
-        why = why or ("no answer in time" if isinstance(error, TimeoutError) else str(error))
-        raise Retryable("unreachable", f"{host}:{port} cannot be reached: {why}.") from None
-    try:
-        target = parts.path or "/"
-        head = [f"POST {target}{'?' + parts.query if parts.query else ''} HTTP/1.1"]
-        lines = {
-            "host": parts.netloc.rpartition("@")[2], "content-length": str(len(body)),
-            "content-type": "application/json", "connection": "close",
-            "user-agent": "goclaw", **headers,
-        }  # fmt: skip
-        head += [f"{name}: {value}" for name, value in lines.items()]
-        with contextlib.suppress(OSError):  # it may have answered before it read everything
-            writer.write("\r\n".join([*head, "", ""]).encode("latin-1") + body)
-            await writer.drain()
-        yield await _head(reader)
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(limits.CLOSE_MS_MAX / 1000):
-                await writer.wait_closed()
+    @contextlib.asynccontextmanager
+    async def __call__(
+        self, url: str, headers: Mapping[str, str], body: bytes, permit: Permit
+    ) -> AsyncIterator[Reply]:
+        """See Post."""
+        from goclaw.net.http import Client, Request  # late: it is slow to import
 
-
-async def _head(reader: asyncio.StreamReader) -> _Reply:
-    while True:
-        line = await _patiently(reader.readline())
-        if not line:
-            raise _cut()
-        version, _, rest = line.partition(b" ")
-        status = rest[:3]
-        if not version.startswith(b"HTTP/1.") or not status.isdigit():
-            raise _no_http()
-        headers: dict[str, str] = {}
-        size = 0
-        while (line := await _patiently(reader.readline())).strip():
-            size += len(line)
-            if size > limits.BRAIN_HEAD_BYTES_MAX:
-                raise _no_http()
-            name, _, value = line.decode("latin-1").partition(":")
-            headers[name.strip().lower()] = value.strip()
-        if int(status) >= 200:  # before it, interim answers
-            return _Reply(int(status), headers, reader)
+        if self._client is None:
+            self._client = Client()
+        given = {"content-type": "application/json", **headers}
+        request = Request("POST", url, tuple(given.items()), body)
+        with _retryable():
+            async with self._client.stream(
+                request, permit, quiet_ms_max=limits.BRAIN_STALL_MS_MAX,
+                sent_bytes_max=limits.BRAIN_SENT_BYTES_MAX,
+            ) as streamed:  # fmt: skip
+                yield _Reply(streamed.status, dict(streamed.headers), streamed.pieces)
 
 
 async def read_all(reply: Reply, bytes_max: int) -> bytes:

@@ -595,6 +595,13 @@ def _brain(path: Path, name: str, table: object) -> NamedBrain:
                 hint=f"{row.rule.text} Takes {row.wanted}.",
                 key=f"{_NAMED}.{name}.{key}",
             )
+    tape = found.get("cassette", "/")
+    if not tape.startswith(("/", "~/")):
+        raise ConfigRefused(
+            f"{where} cassette = {_shown(tape)} is no absolute path.",
+            hint="Begin it with / or ~/: the daemon has no folder of yours.",
+            key=f"{_NAMED}.{name}.cassette",
+        )
     return NamedBrain(name=name, **found)
 
 

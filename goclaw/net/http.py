@@ -159,10 +159,17 @@ class Client:
         return replace(request, url=there.url + _query(there), headers=headers)
 
     @contextlib.asynccontextmanager
-    async def stream(self, request: Request, permit: Permit) -> AsyncIterator[Streamed]:
+    async def stream(
+        self,
+        request: Request,
+        permit: Permit,
+        *,
+        quiet_ms_max: int = limits.HTTP_QUIET_MS_MAX,
+        sent_bytes_max: int = limits.HTTP_SENT_BYTES_MAX,
+    ) -> AsyncIterator[Streamed]:
         """The answer as it comes; redirects are the caller's to ask for again. The pauses of its
-        body are bounded by ``limits.HTTP_QUIET_MS_MAX``, its length by the caller."""
-        _check(request)
+        body are bounded by ``quiet_ms_max``, its length by the caller."""
+        _check(request, sent_bytes_max)
         place = await egress.resolved(permit, request.url, request.method, self._resolve)
         if place.scheme not in ("http", "https"):
             raise InvalidParams(f"A request over HTTP is http or https, not {place.scheme}.")
@@ -172,7 +179,7 @@ class Client:
             httpcore.URL(scheme=place.scheme, host=place.host, port=place.port, target=sent.url),
             headers=_framed(sent, place),
             content=sent.body,
-            extensions={"timeout": _TIMEOUTS},
+            extensions={"timeout": {**_TIMEOUTS, "read": quiet_ms_max / 1000}},
         )
         # one connection a request: what was checked is what carries it
         backend = _Checked(place, self._connect)
@@ -227,18 +234,17 @@ _TIMEOUTS: Final = {
     "pool": limits.NET_DIAL_MS_MAX / 1000,
     "connect": limits.NET_DIAL_MS_MAX / 1000,
     "write": limits.HTTP_QUIET_MS_MAX / 1000,
-    "read": limits.HTTP_QUIET_MS_MAX / 1000,
 }
 
 
-def _check(request: Request) -> None:
+def _check(request: Request, sent_bytes_max: int) -> None:
     """InvalidParams for what would be another message than it seems to be."""
     if not _METHOD.fullmatch(request.method) or request.method in ("CONNECT", "TRACE"):
         raise InvalidParams("The method is one of HTTP's, in capitals; not CONNECT or TRACE.")
-    if len(request.body) > limits.HTTP_SENT_BYTES_MAX:
+    if len(request.body) > sent_bytes_max:
         raise TooLarge(
-            f"A request's body has at most {limits.HTTP_SENT_BYTES_MAX} bytes.",
-            limit=limits.HTTP_SENT_BYTES_MAX,
+            f"A request's body has at most {sent_bytes_max} bytes.",
+            limit=sent_bytes_max,
             unit="bytes",
         )
     if len(request.headers) > limits.HTTP_HEADERS_MAX:

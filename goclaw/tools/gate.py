@@ -156,6 +156,15 @@ class Gate:
         decision = self._decide(subject, action, resource, context, version=task.policy_version)
         return _obliged(decision, _UNCONFINED)
 
+    def own_permit(self, task: Task, session: Session, brain: str, asked: Decision) -> _Permit:
+        """The capability that goes with an allowed ``decide_own`` about ``net.connect``."""
+        asking = dataclasses.replace(
+            subject_of(task, brain), kind=SubjectKind.DAEMON, origin=Origin.INTERNAL
+        )
+        decide = functools.partial(self._decide, asking, version=task.policy_version)
+        names = functools.partial(self._names, task.policy_version)
+        return _Permit(decide, asked, names, self._secrets, brain)
+
     async def decide_path(
         self, task: Task, session: Session, brain: str, action: str, path: str
     ) -> tuple[Decision, str]:

@@ -26,7 +26,7 @@ from goclaw.core.processes import Children
 from goclaw.core.records import Done, Retryable, Succeeded, Tool
 from goclaw.core.states import TERMINAL, EffectClass
 from goclaw.engine import Engine
-from goclaw.policy import default, document, pdp
+from goclaw.policy import default, document, egress, pdp
 from goclaw.store import open_database, rows
 from goclaw.tools.gate import Gate
 from goclaw.tools.registry import Registry
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Task,
         ToolSource,
     )
+    from goclaw.policy.egress import Address
 
 HERE = Path(__file__).parent
 CLASSES = tuple(str(kind) for kind in EffectClass)
@@ -237,7 +238,7 @@ class World:
         self.tools = SinkTools(socket)
         self.policy = document.load(policy, home=str(home))
         self.registry = Registry([self.tools, *sources])
-        self.gate = Gate(self.registry, self.decide)
+        self.gate = Gate(self.registry, self.decide, names=self._names)
         self._open_lanes = open_lanes
         config = load(home, {})
         named = NamedBrains(
@@ -248,6 +249,12 @@ class World:
         self._runner = runner or BrainRunner(self.registry, self.gate, named=named, read=self._read)
         quick = {"backoff_ms_min": 1, "backoff_ms_max": 5, **queue}
         self._config = dataclasses.replace(config, queue=dataclasses.replace(config.queue, **quick))
+
+    def _names(self, _version: str | None, place: Address) -> bool:
+        return any(
+            place.version == one.version and place in one
+            for one in egress.named_networks(self.policy)
+        )
 
     async def _read(self, query: str, **arguments: Any) -> list[tuple[Any, ...]]:
         return await self.database.read(query, **arguments)

@@ -111,6 +111,7 @@ run_cost = 2
         ("[brains.a]\nrun_cost = -1", "run_cost takes a number from 0 to"),
         ("[brains.a]\nrun_cost = nan", "run_cost takes a number from 0 to"),
         ("[brains.a]\nrun_steps = true", "run_steps = True is not allowed"),
+        ("[brains.a]\nkind = 'cassette'\ncassette = 'a'", "cassette = 'a' is no absolute path"),
         ("[brains]\na = 1", "[brains.a] is not a section."),
         ("brains = 1", "brains is not a table"),
     ],
