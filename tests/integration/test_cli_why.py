@@ -104,6 +104,22 @@ def test_a_task_left_queued_names_the_daemon_it_needs(place: Place) -> None:
     (found,) = place.lines("why", task["taskId"])
     assert found["because"][0]["code"] == "no_daemon"
     assert "goclaw serve" in place.goclaw("task", "show", task["taskId"]).stderr
+    assert found["because"][0]["command"] == "goclaw serve"
+    place.serve()
+    until(place, task["taskId"], "SUCCEEDED")
+
+
+def test_the_worker_that_a_reason_names_moves_the_task(place: Place) -> None:
+    (place.cwd / "jobs.py").write_text("def handle(context):\n    return 1\n", "utf-8")
+    place.serve()
+    with SyncClient(place.home) as client:
+        session = client.new_session(place.cwd).session_id
+        said = {"sessionId": session, "pool": "p", "payload": 1}
+        task = client.call("_goclaw/task/submit", said)["taskId"]
+    (found,) = place.lines("why", task)
+    command = found["because"][0]["command"].replace("MODULE:FUNCTION", "jobs:handle")
+    place.popen(*command.split()[1:])
+    until(place, task, "SUCCEEDED")
 
 
 @pytest.mark.req("E-9")

@@ -373,3 +373,33 @@ def test_an_adopted_effect_is_closed_under_the_new_lease(store: support.Store, l
     assert result(store, live, NEW).code is None
     assert store.run("effect_adopt", tid=live, token=NEW, ordinal=0).code == "illegal_transition"
     support.obey(store.path)
+
+
+@pytest.mark.req("Q-4", "Q-11", "I-1")
+def test_only_the_cancelled_attempt_itself_is_heard_after_a_cancel(store: support.Store) -> None:
+    """Not an earlier one of the same task, not while it is wanted, and not twice."""
+    tid = store.enqueue(store.session())
+
+    def late(token: bytes, state: str = "result") -> list[str]:
+        said = {"tid": tid, "token": token}
+        closing = store.must(
+            "late_effect", **said, ordinal=0, state=state, result=b"r", failed=0
+        ).events
+        ending = store.must("late_end", **said, stop_reason="end_turn", size=1, result=b"1").events
+        return [event[3] for event in (*closing, *ending)]
+
+    for token in (b"first", b"second"):
+        store.claim(token)
+        intent(store, tid, token)
+        assert late(b"first") == late(token) == []
+        if token == b"first":
+            store.must(
+                "reclaim", tid=tid, token=token, spent=0, crash_budget=3, reason="handed_back"
+            )
+            assert late(token) == []
+            store.must("effect_settle", tid=tid, ordinal=0, outcome="not_done", failed=0, by="me")
+    store.must("cancel", tid=tid, reason="canceled")
+    assert late(b"first") == late(b"other") == []
+    assert late(b"second", "retryable") == ["effect.result", "attempt.late"]
+    assert late(b"second") == ["effect.result"]  # it is sure now
+    assert late(b"second") == late(b"second", "retryable") == []
