@@ -180,6 +180,10 @@ _KINDS: Final[tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...]] = tu
          rb"|(?<=[Bb]asic )(?=[A-Za-z+/]*[0-9])[A-Za-z0-9+/]{12,}=*"),
     )
 )  # fmt: skip
+# Any of their words, in one pass: for what is mostly written, a few hundred bytes, a third of the
+# time of looking for each (2026-11).
+_SIGNS: Final = re.compile(b"|".join(re.escape(word) for _, words, _ in _KINDS for word in words))
+_SHORT_BYTES: Final = 4_096
 # NAME = VALUE, where the name says that it is a secret and the value looks made up.
 _ASSIGNED: Final = re.compile(
     rb"(?i:(?<![a-z0-9#])(?:[a-z0-9]+[_.-])*(?:password|passwd|pwd|secret|token|api_?-?key|apikey|"
@@ -315,7 +319,8 @@ class Redactor:
     # -- kinds ---------------------------------------------------------------------------------
 
     def _without_kinds(self, data: bytes) -> bytes:
-        for kind, words, pattern in _KINDS:
+        none = len(data) < _SHORT_BYTES and _SIGNS.search(data) is None
+        for kind, words, pattern in () if none else _KINDS:
             for word in words:
                 if word in data:
                     data = self._masked(data, kind, pattern)
