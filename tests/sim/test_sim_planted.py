@@ -5,6 +5,7 @@ Owns the bugs. Not in here: the laws they break (sim_laws.py).
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Plant = Callable[[pytest.MonkeyPatch], None]
 
 SEEDS_MAX = 150  # a bug that hides longer than this is not noticed
+EVERY = "GOCLAW_SIM_PLANTED" in os.environ  # .ci/soak plants those that hide for longer, too
 CATALOGUE = queries.load()
 
 
@@ -476,8 +478,18 @@ PLANTED: dict[str, tuple[Plant, tuple[str, ...], str, str]] = {
 }  # fmt: skip
 
 
+# Noticed after some twenty seeds or more, which is seconds each.
+HIDING = {
+    "an effect's result without the fence", "recovery forgets to reclaim",
+    "one task more than the bound", "a question is answered twice",
+    "a call that failed keeps its slot", "an answer waits for all of its gate",
+    "a redriven task goes before those that wait", "a new task goes before those that came back",
+    "children outlive their parent",
+}  # fmt: skip
+
+
 @pytest.mark.req("I-1", "I-2", "I-3", "I-4", "Q-3", "Q-4")
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", [name for name in PLANTED if EVERY or name not in HIDING])
 def test_a_planted_bug_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, builds, laws, tastes = PLANTED[name]
     plant(monkeypatch)

@@ -18,7 +18,7 @@ from storm_run import Storm
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SECONDS = float(os.environ.get("GOCLAW_STORM_SECONDS", "8"))
+SECONDS = float(os.environ.get("GOCLAW_STORM_SECONDS", "5"))
 
 
 @pytest.mark.req(
