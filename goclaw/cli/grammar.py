@@ -162,6 +162,31 @@ def _look(verbs: Any) -> None:
     answer = _verb(approvals, "answer", "approvals:answer", "answer one; the first answer counts")
     answer.add_argument("approval", metavar="APPROVAL", help="its id")
     answer.add_argument("option", metavar="OPTION", help="one of its options, as allow or reject")
+    grant = _verb(approvals, "grant", "approvals:grant", "say yes beforehand to calls of a tool")
+    grant.add_argument("tool", metavar="TOOL", help="its name")
+    grant.add_argument(
+        "--resource", action="append", default=[], metavar="GLOB",
+        help="only about this, as the question would name it; repeatable",
+    )  # fmt: skip
+    grant.add_argument(
+        "--digest", action="append", default=[], metavar="HEX",
+        help="only this exact call, by its request hash in `effects list`; repeatable",
+    )  # fmt: skip
+    grant.add_argument("--session", metavar="ID", help="only in this session")
+    grant.add_argument(
+        "--uses", type=_count, default=1, metavar="N", help="at most N calls; 1 unless given"
+    )
+    grant.add_argument(
+        "--for", dest="span", type=_span, default=86_400_000, metavar="SPAN",
+        help="how long: 1d unless given; d, h, m or s",
+    )  # fmt: skip
+    _json(grant, "its id as one object")
+    given = _verb(approvals, "grants", "approvals:grants", "what is allowed beforehand")
+    _json(given)
+    revoke = _verb(approvals, "revoke", "approvals:revoke", "take a grant back")
+    revoke.add_argument("grant", metavar="GRANT", help="its id")
+    away = _verb(approvals, "away", "approvals:away", "nobody is there: questions wait on")
+    away.add_argument("state", metavar="on|off", choices=("on", "off"), help="off: you are back")
 
 
 def _effects(verbs: Any) -> None:

@@ -67,8 +67,28 @@ class Approvals:
             approval_id, "resolved", option_id, allowed=allowed, by=by, decision=decision
         )
 
+    @property
+    async def away(self) -> bool:
+        """Nobody is there to answer: questions wait on instead of expiring."""
+        return bool(await self._database.read("meta_get", key="away"))
+
+    async def go_away(self, away: bool, *, decision: Decision) -> None:
+        """From now on, also after a restart, questions wait on; or expire again. Whatever a person
+        says when back, the call is decided about anew before it is sent."""
+        now, bind = self._clock.wall_ms(), self._database.bind
+        await self._database.apply(
+            bind("audit", record=orjson.dumps(decision.to_record()), now=now),
+            bind("meta_put", key="away", value="1") if away else bind("meta_drop", key="away"),
+        )
+
     async def expire(self, approval_id: str) -> str:
-        """Nobody answered in time: a reject with its own reason."""
+        """Nobody answered in time: a reject with its own reason; in away mode it waits on."""
+        if await self.away:
+            await self._database.write(
+                "approval_park", approval_id=approval_id,
+                expires_at=self._clock.wall_ms() + limits.APPROVAL_MS,
+            )  # fmt: skip
+            return "parked"
         return await self._close(approval_id, "expired", "expired", allowed=False, by="clock")
 
     async def _close(

@@ -31,11 +31,13 @@ from goclaw.core.errors import (
     IllegalTransition,
     Nondeterminism,
     StorageFailed,
+    UnknownId,
 )
 from goclaw.core.faults import faultpoint
 from goclaw.core.records import Call, CallResult, Done, Retryable, Unclear
 from goclaw.core.states import EffectClass, EffectState
 from goclaw.engine import halt
+from goclaw.engine.grants import Grants
 from goclaw.engine.late import Late, when_late
 from goclaw.store import Note
 
@@ -159,6 +161,7 @@ class Journal:
         self.task = task
         self.gates, self.subtasks, self.taints = gates, subtasks, taints
         self.halt = gates.halt
+        self._grants = Grants(database, clock)
         self.cancelled = cancelled
         self._database, self._clock, self._token = database, clock, token
         self._rows = {row["ordinal"]: row for row in effects}
@@ -365,6 +368,8 @@ class Journal:
                 parts += entry.refuse("denied", decision.reason, rule=decision.rule_id)
             elif verdict is Verdict.ASK:
                 approval = self.approval(entry.ordinal, entry.digest)
+                if approval is None and await self._granted(entry):
+                    continue
                 if approval is None:
                     parts += self._open(entry)
                     asked = True
@@ -378,6 +383,30 @@ class Journal:
             raise Park("approval", parts)
         if parts:
             await self.apply(*parts)
+
+    async def _granted(self, entry: _Entry) -> bool:
+        """Somebody said yes to such calls beforehand: that is the answer, bound to this very call
+        and on disk before it is sent. Only what the policy asks is answered so: a brain's own
+        question, an unknown equal and a fork's act need their own yes."""
+        call, task = entry.call, self.task
+        asking = [one for one in call.decisions if one.effect is Verdict.ASK]
+        if not asking or not entry.is_policys_question:
+            return False
+        resources = [one.resource for one in asking]
+        for grant_id in await self._grants.for_call(call.name, task.sid, resources, entry.digest):
+            answer = self.bind(
+                "grant_use", grant_id=grant_id, approval_id=self._clock.new_id("approval"),
+                ordinal=entry.ordinal, digest=entry.digest, request=b"{}",
+            )  # fmt: skip
+            try:
+                await self.apply(answer)
+            except UnknownId:
+                continue  # used up, over or taken back meanwhile
+            self._approvals[(entry.ordinal, entry.digest)] = {
+                "state": "resolved", "allowed": 1, "answered_by": grant_id,
+            }  # fmt: skip
+            return True
+        return False
 
     def _open(self, entry: _Entry) -> list[_Part]:
         """Ask a person."""
@@ -681,6 +710,12 @@ class _Entry:
         return Verdict.ASK if asks and found is Verdict.ALLOW else found
 
     @property
+    def is_policys_question(self) -> bool:
+        """Nothing but the policy wants a person's word."""
+        told = self.digest in self._journal.told
+        return not (self.call.question or told or self._acts_in_fork)
+
+    @property
     def _acts_in_fork(self) -> bool:
         return self._journal.task.is_fork and self.call.effect_class is not EffectClass.PURE
 
@@ -703,8 +738,9 @@ class _Entry:
         call, journal = self.call, self._journal
         if call.announce is None or self.row is not None:
             return []
-        if journal.approval(self.ordinal, self.digest) is None:
-            return [journal.update(call.announce(self.call_id, status))]
+        approval = journal.approval(self.ordinal, self.digest)
+        if approval is None or str(approval["answered_by"]).startswith("grant_"):
+            return [journal.update(call.announce(self.call_id, status))]  # nobody was asked
         update = {_UPDATE: "tool_call_update", "toolCallId": self.call_id, "status": status}
         return [journal.update(update)] if status == "in_progress" else []
 

@@ -31,6 +31,7 @@ from goclaw.engine.external import External
 from goclaw.engine.fairness import Fairness, Turn, measure
 from goclaw.engine.forks import fork
 from goclaw.engine.gates import Gates
+from goclaw.engine.grants import Grants
 from goclaw.engine.halt import Halt
 from goclaw.engine.hub import Hub
 from goclaw.engine.intake import Intake, check_key
@@ -86,6 +87,7 @@ class Engine:
             ring_bytes_total=config.events.ring_bytes_total,
         )  # fmt: skip
         self.approvals = Approvals(database, clock)
+        self.grants = Grants(database, clock)
         self.intake = Intake(
             database, clock, config.queue, open_tasks=self.open_tasks,
             policy_version=policy_version,

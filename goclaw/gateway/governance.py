@@ -233,7 +233,50 @@ async def _verified(audit: Audit) -> Reply:
     )
 
 
+# -- answers beforehand ------------------------------------------------------------------------
+
+
+async def _grant(connection: Connection, params: Params) -> Reply:
+    tool, session_id = params.text("tool"), params.text_or_none("sessionId")
+    session = None
+    if session_id is not None:
+        session = await connection.engine.intake.session(session_id)
+    uses = params.number("uses", 1, limits.GRANT_USES_MAX, 1) or 1
+    span_ms = params.number("forMs", 1, limits.GRANT_MS_MAX, limits.GRANT_MS) or limits.GRANT_MS
+    decision = connection.require("approval.answer", f"grant/{tool}", session)
+    grant_id = await connection.engine.grants.give(
+        tool, sid=None if session is None else session.sid,
+        resources=params.texts("resources", chars_max=limits.LABEL_CHARS_MAX),
+        digests=params.texts("digests"), uses=uses, span_ms=span_ms, by=connection.client_id,
+        decision=decision,
+    )  # fmt: skip
+    return Reply({"grantId": grant_id})
+
+
+async def _grants(connection: Connection, _params: Params) -> Reply:
+    found = await connection.engine.grants.listed()
+    return Reply({"grants": [grant.to_json() for grant in found]})
+
+
+async def _revoke(connection: Connection, params: Params) -> Reply:
+    grant_id = params.text("grantId")
+    decision = connection.require("approval.answer", f"revoke/{grant_id}")
+    await connection.engine.grants.revoke(grant_id, decision=decision)
+    return Reply({})
+
+
+async def _away(connection: Connection, params: Params) -> Reply:
+    away = params.flag("away", True)
+    decision = connection.require("approval.answer", "away")
+    await connection.engine.approvals.go_away(away, decision=decision)
+    return Reply({"away": away})
+
+
 METHODS: Final[dict[str, Handler]] = {
+    "_goclaw/approvals/grant": _grant,
+    "_goclaw/approvals/grants": _grants,
+    "_goclaw/approvals/revoke": _revoke,
+    "_goclaw/approvals/away": _away,
     "_goclaw/admin/audit": _audit,
     "_goclaw/admin/policy": _policy,
     "_goclaw/admin/stop": _stop,

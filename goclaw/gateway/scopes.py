@@ -53,7 +53,8 @@ _SCOPES: Final = {
     Scope.READ: (
         "session/load", "session/list", "session/resume", "_goclaw/session/subscribe",
         "_goclaw/session/unsubscribe", "_goclaw/session/events", "_goclaw/run/get",
-        "_goclaw/approvals/list", "_goclaw/task/get", "_goclaw/task/list", "_goclaw/task/why",
+        "_goclaw/approvals/list", "_goclaw/approvals/grants", "_goclaw/task/get",
+        "_goclaw/task/list", "_goclaw/task/why",
         "_goclaw/effects/list", "_goclaw/system/status", "_goclaw/system/watch",
     ),
     Scope.MUTATE: (
@@ -62,7 +63,8 @@ _SCOPES: Final = {
         "_goclaw/run/signal", "_goclaw/task/submit", "_goclaw/task/cancel",
     ),
     Scope.APPROVE: (
-        "_goclaw/approvals/resolve", "_goclaw/effects/settle", "_goclaw/effects/redo",
+        "_goclaw/approvals/resolve", "_goclaw/approvals/grant", "_goclaw/approvals/revoke",
+        "_goclaw/approvals/away", "_goclaw/effects/settle", "_goclaw/effects/redo",
         "_goclaw/effects/probe",
     ),
     Scope.ADMIN: ("_goclaw/task/redrive", "_goclaw/task/drop"),

@@ -231,6 +231,18 @@ METHODS: Final = (
         "the object of `goclaw replay --json` ([operations](operations.md#replay))",
     ),
     Method(
+        "_goclaw/approvals/grant",
+        "`tool`, `sessionId?`, `resources?` (globs), `digests?`, `uses?` (1), `forMs?` (a day)",
+        "`{grantId}`: that many such calls are allowed without asking ([policy](policy.md))",
+    ),
+    Method("_goclaw/approvals/grants", "", "`{grants}`, those that still hold, by tool"),
+    Method("_goclaw/approvals/revoke", "`grantId`", "`{}`, or `unknown_id`"),
+    Method(
+        "_goclaw/approvals/away",
+        "`away?` (true)",
+        "`{away}`: while it is true, questions wait on instead of expiring",
+    ),
+    Method(
         "_goclaw/admin/audit",
         "`verb` (`list`), `after?`, `limit?`",
         "`{records: [{seq, at, record}], next?}`, newest first",
@@ -265,7 +277,14 @@ METHODS: Final = (
 """Every request of the extension; a test holds it to the handlers."""
 
 MIRRORS: Final[dict[str, dict[str, str]]] = {
-    "approvals": {"list": "_goclaw/approvals/list", "answer": "_goclaw/approvals/resolve"},
+    "approvals": {
+        "list": "_goclaw/approvals/list",
+        "answer": "_goclaw/approvals/resolve",
+        "grant": "_goclaw/approvals/grant",
+        "grants": "_goclaw/approvals/grants",
+        "revoke": "_goclaw/approvals/revoke",
+        "away": "_goclaw/approvals/away",
+    },
     "cancel": {"task": "_goclaw/task/cancel", "run": "_goclaw/run/cancel"},
     "dlq": {
         "list": "_goclaw/admin/dlq",

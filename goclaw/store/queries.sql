@@ -1153,6 +1153,44 @@ SELECT :option_id AS outcome;
 <<event 1 | 'approval.resolved' | json_object('approvalId', :approval_id, 'outcome', iif(:state = 'expired', 'expired', :option_id), 'allowed', json(iif(:allowed, 'true', 'false')), 'by', :by)>>
 <<requeue state = 'SUSPENDED' AND reason = 'approval' AND NOT EXISTS (SELECT 1 FROM approvals WHERE tid = :tid AND state = 'open') | 'answered'>>
 
+-- program: grant_put grant_id sid tool resources digests uses until_at by now
+-- returns: grant_id
+-- step: run
+INSERT INTO grants (grant_id, sid, tool, resources, digests, uses_left, until_at, by, created_at)
+VALUES (:grant_id, :sid, :tool, :resources, :digests, :uses, :until_at, :by, :now);
+
+-- program: grant_revoke grant_id now
+-- returns: gid
+-- step: expect unknown_id
+SELECT gid FROM grants
+ WHERE grant_id = :grant_id AND revoked_at IS NULL AND uses_left > 0 AND until_at > :now;
+-- step: run
+UPDATE grants SET revoked_at = :now WHERE gid = :gid;
+
+-- program: grant_use grant_id tid token approval_id ordinal digest request now
+-- A grant answers the question about this very call before anybody is asked; one use less is left.
+-- returns: event_id
+-- step: expect unknown_id
+SELECT gid FROM grants
+ WHERE grant_id = :grant_id AND revoked_at IS NULL AND uses_left > 0 AND until_at > :now;
+-- step: expect lease_lost
+<<live_task>>
+-- step: run
+UPDATE grants SET uses_left = uses_left - 1 WHERE gid = :gid;
+-- step: run
+INSERT INTO approvals (approval_id, sid, tid, ordinal, digest, request, state, option_id, allowed,
+                       answered_by, created_at, expires_at, answered_at)
+VALUES (:approval_id, :sid, :tid, :ordinal, :digest, :request, 'resolved', 'allow', 1, :grant_id,
+        :now, :now, :now);
+<<event 1 | 'approval.resolved' | json_object('approvalId', :approval_id, 'ordinal', :ordinal, 'outcome', 'allow', 'allowed', json('true'), 'by', :grant_id)>>
+
+-- program: approval_park approval_id expires_at
+-- Nobody is there: the question waits on (A-7).
+-- returns: approval_id
+-- step: run
+UPDATE approvals SET expires_at = :expires_at
+ WHERE approval_id = :approval_id AND state = 'open' RETURNING approval_id;
+
 -- program: signal tid name payload key hash most now
 -- The first signal of a name wins (E-9); a run that waits for it goes on. Later ones, and the same key
 -- again, are answered with the event of the first.
@@ -1357,6 +1395,10 @@ DELETE FROM meta WHERE key = 'stop';
 -- step: need
 <<of_none s.sid = :sid>>
 <<event 1 | 'daemon.resumed' | json_object('by', :by)>>
+
+-- program: meta_drop key
+-- step: run
+DELETE FROM meta WHERE key = :key;
 
 -- program: meta_put key value
 -- returns: key
@@ -1755,8 +1797,24 @@ SELECT a.approval_id, s.session_id, t.task_id, t.run_id, a.ordinal, a.request, a
   FROM approvals AS a JOIN sessions AS s ON s.sid = a.sid JOIN tasks AS t ON t.tid = a.tid
  WHERE a.approval_id = :approval_id;
 
+-- query: grants_of_tool tool sid now limit
+SELECT g.grant_id, s.session_id, g.tool, g.resources, g.digests, g.uses_left, g.until_at,
+       g.by, g.created_at
+  FROM grants AS g INDEXED BY grants_open LEFT JOIN sessions AS s ON s.sid = g.sid
+ WHERE g.tool = :tool AND g.until_at > :now AND g.revoked_at IS NULL AND g.uses_left > 0
+   AND (g.sid IS NULL OR g.sid = :sid)
+ ORDER BY g.until_at LIMIT :limit;
+
+-- query: grants_listed now limit
+SELECT g.grant_id, s.session_id, g.tool, g.resources, g.digests, g.uses_left, g.until_at,
+       g.by, g.created_at
+  FROM grants AS g INDEXED BY grants_open LEFT JOIN sessions AS s ON s.sid = g.sid
+ WHERE g.until_at > :now AND g.revoked_at IS NULL AND g.uses_left > 0
+ ORDER BY g.tool, g.until_at LIMIT :limit;
+
 -- query: approvals_of_task tid
-SELECT approval_id, ordinal, digest, state, option_id, allowed FROM approvals WHERE tid = :tid
+SELECT approval_id, ordinal, digest, state, option_id, allowed, answered_by FROM approvals
+ WHERE tid = :tid
  ORDER BY aid;
 
 -- query: approvals_due now limit

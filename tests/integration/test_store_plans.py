@@ -54,6 +54,7 @@ SCANS = {
     "secrets USING INDEX sqlite_autoindex_secrets": "limits.SECRETS_MAX, once at a start",
     "taints": "one row: is there any?",
     "line": "a session and those it comes from",
+    "g USING INDEX grants_open": "for a person who asks; as many rows as grants were not used up",
 }
 # Rows that are counted: once at the start, and for a person who asks.
 COUNTS = {"sessions_count"}
