@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import select
 import signal
 import socket
 import subprocess
@@ -98,6 +100,69 @@ def test_it_imports_little() -> None:
     heavy = {"asyncio", "websockets", "orjson", "apsw", "wasmtime", "uvloop", "tomllib", "logging"}
     heavy |= {"goclaw._fast", "goclaw._pure", "goclaw.core.config", "goclaw.protocol.jsonrpc"}
     assert not heavy & loaded
+
+
+@pytest.mark.req("P-5", "U-3")
+def test_it_starts_within_a_few_bare_starts(place: World) -> None:
+    """From nothing to the first answer of a running daemon, in processor time, which a busy machine
+    does not stretch: eight bare interpreters, which is 100 ms where one takes 12."""
+    place.serve()
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": 1}}
+    bare: list[float] = []
+    bridge: list[float] = []
+    for _ in range(5):
+        bare.append(processor_s([sys.executable, "-c", "pass"], place, b""))
+        bridge.append(processor_s([*GOCLAW, "acp"], place, json.dumps(hello).encode() + b"\n"))
+    assert min(bridge) <= 8 * min(bare), (bridge, bare)
+
+
+def processor_s(command: list[str], place: World, words: bytes) -> float:
+    """Of a program that reads ``words`` and ends."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        command, env=place.environ, cwd=place.cwd, input=words, capture_output=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert not words or b'"protocolVersion"' in done.stdout
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.req("W-13", "W-1")
+def test_its_output_may_be_a_file(place: World) -> None:
+    place.serve("--brain", script_file(place.cwd, [{"say": "x" * 300_000}], match="."))
+    path = place.cwd / "answers"
+    with path.open("wb") as file:
+        process = subprocess.Popen(
+            [*GOCLAW, "acp"], env=place.environ, cwd=place.cwd, stdin=subprocess.PIPE, stdout=file
+        )
+        place.children.append(process)
+        assert process.stdin is not None
+
+        def say(number: int, method: str, **params: Any) -> dict[str, Any]:
+            message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+            process.stdin.flush()
+            until = CLOCK.mono_ms() + DEADLINE_MS
+            while CLOCK.mono_ms() < until:
+                for line in path.read_bytes().split(b"\n")[:-1]:
+                    found: dict[str, Any] = json.loads(line)
+                    if found.get("id") == number:
+                        return found
+                select.select([], [], [], 0.02)
+            raise AssertionError(f"no answer to {method}")
+
+        say(1, "initialize", protocolVersion=1)
+        session = say(2, "session/new", cwd=str(place.cwd), mcpServers=[])["result"]["sessionId"]
+        prompt = [{"type": "text", "text": "go"}]
+        answer = say(3, "session/prompt", sessionId=session, prompt=prompt)
+        assert answer["result"]["stopReason"] == "end_turn"
+        process.stdin.close()
+        assert process.wait(DEADLINE_MS / 1000) == 0
+    said = [json.loads(line) for line in path.read_bytes().splitlines()]
+    updates = [m["params"]["update"] for m in said if m.get("method") == "session/update"]
+    texts = [u["content"]["text"] for u in updates if u["sessionUpdate"] == "agent_message_chunk"]
+    assert "".join(texts) == "x" * 300_000
 
 
 # -- ending --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,26 @@ def test_the_import_is_cheap() -> None:
     assert goclaw.Client.__name__ == "Client"
     with pytest.raises(AttributeError, match="no attribute 'Clint'"):
         goclaw.Clint  # noqa: B018
+
+
+EXAMPLES = re.findall(
+    r"^```python\n(.*?)^```$", (ROOT / "docs" / "editors.md").read_text("utf-8"), re.M | re.S
+)
+
+
+@pytest.mark.req("U-6")
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_examples_of_the_documentation_run(place: World, example: str) -> None:
+    (place.cwd / "README.md").write_text("one two\n")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example], env=place.environ, cwd=place.cwd,
+        capture_output=True, text=True, timeout=DEADLINE_MS / 1000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "end_turn" in done.stdout
+    assert "Traceback" not in done.stderr
+    if "subscribe" in example:
+        assert "run.ended\nTrue\n" in done.stdout
 
 
 @pytest.mark.req("U-6", "W-6")

@@ -8,12 +8,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
-from wire_support import OPTED_IN, TOKEN, Client, House, Lines, wire
+from wire_support import LOOPS, OPTED_IN, TOKEN, Client, House, Lines, opened, wire
 
 from goclaw.core import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 SMALL = 4096
 ME = {"_meta": {"goclaw": {"version": 1, "notifications": True, "clientId": "me"}}}
@@ -226,3 +231,73 @@ async def test_shutdown_does_not_wait_for_a_stuck_client(house: House) -> None:
     async with asyncio.timeout(limits.CLOSE_MS_MAX / 1000 + 10):
         await house.gateway.close()
     assert house.gateway.connections == 0
+
+
+@pytest.mark.req("W-9", "I-5", "W-4")
+def test_both_loops_close_at_the_same_event_and_hold_little(home: Path) -> None:
+    """What a reader that stopped costs beyond the kernel: two writes of the pump. It is closed at
+    one and the same event whichever loop runs, and goes on from what it has."""
+    found = {}
+    for loop, factory in LOOPS.items():
+        folder = home / loop
+        folder.mkdir()
+        with asyncio.Runner(loop_factory=factory) as runner:
+            found[loop] = runner.run(starved(folder))
+    (first, held), (second, also) = found.values()
+    assert first == second
+    assert max(held, also) <= 2 * limits.WRITE_BYTES_MAX
+
+
+async def starved(folder: Path) -> tuple[tuple[int, int], int]:
+    """The last event that was sent and the one at which it was closed; the most bytes it held."""
+    async with opened(folder) as house:
+        busy, stuck = await house.unix(**OPTED_IN), await small_unix(house)
+        session = await busy.new_session()
+        await stuck.call("_goclaw/session/subscribe", {"sessionId": session, "fromEventId": 0})
+        await busy.prompt(session, "bulk:100x10000 wait:g bulk:900x10000")
+        outbox = next(c.outbox for c in house.gateway._connections if c.client_id == "me")
+        await stuck.stop_reading()
+        # It fills up, and only then the rest is committed.
+        await until(house, lambda: outbox._transport.paused)
+        held, closed_at = 0, 0
+        lagging, too_slow = outbox.lagging, outbox._too_slow
+
+        def watched(sid: int, event_id: int, frame_bytes: int) -> None:
+            nonlocal held, now_at
+            now_at = event_id
+            ahead = sum(len(p) for c in outbox.cursors.values() for p, _ in c.ahead)
+            held = max(held, outbox._transport.buffered() + outbox._waiting_bytes + ahead)
+            lagging(sid, event_id, frame_bytes)
+
+        def closed(reason: object) -> None:
+            nonlocal closed_at
+            closed_at = now_at
+            too_slow(reason)  # type: ignore[arg-type]
+
+        now_at = 0
+        outbox.lagging, outbox._too_slow = watched, closed  # type: ignore[method-assign]
+        house.open_gate("g")
+        await until(house, lambda: outbox not in {c.outbox for c in house.gateway._connections})
+        stuck.link.writer.transport.resume_reading()
+        stuck.read()
+        await stuck.until_closed()
+        got = stuck.event_ids(session)
+        assert got == list(range(1, len(got) + 1))
+        back = await house.unix(**ME)
+        subscribe = {"sessionId": session, "fromEventId": len(got)}
+        block = await back.call("_goclaw/session/subscribe", subscribe)
+        assert block["lastClose"]["reason"] == "goclaw:backpressure lag"
+        await back.event("run.ended")
+        ids = back.event_ids(session)
+        assert ids == list(range(len(got) + 1, ids[-1] + 1))
+        assert ids[-1] == (await house.engine.intake.session(session)).head
+        return (block["lastClose"]["sent"][session], closed_at), held
+
+
+async def until(house: House, is_so: Callable[[], bool]) -> None:
+    """Let the house work until it is so."""
+    busy = await house.unix()
+    async with asyncio.timeout(20):
+        while not is_so():
+            await busy.call("_goclaw/system/status")
+    await busy.close()
