@@ -30,10 +30,10 @@ async def test_a_verb_says_what_its_method_says(house: House) -> None:
     run = turn["_meta"]["goclaw"]["runId"]
     task = (await client.call("_goclaw/run/get", {"runId": run}))["taskId"]
     params = {"sessionId": session, "taskId": task, "runId": run, "states": [], "limit": 5}
-    silent = {"redrive", "drop", "probe", "settle", "redo", "answer"}
+    looking = {"list", "show"}  # the other words change something
     for verb, words in MIRRORS.items():
         for word, name in words.items():
-            if word in silent or name == f"_goclaw/admin/{verb}":
+            if word not in looking or name == f"_goclaw/admin/{verb}":
                 continue
             found = await client.call(f"_goclaw/admin/{verb}", {**params, "verb": word})
             assert found == await client.call(name, params), (verb, word)
