@@ -1,5 +1,9 @@
 """Running a batch: operations in one transaction, their events, and what an error at COMMIT left.
 
+What is submitted while a batch runs joins it, until nobody waits or it is full; and a batch waits a
+little, an eighth of a flush at a time, for those whom the last one answered while they keep coming.
+Else the lanes fall in two halves that never meet, and each pays for a flush of its own.
+
 An operation that fails undoes nothing but itself: one that failed before it wrote leaves nothing to
 undo; after the first that failed later, the batch is rolled back and run again with a SAVEPOINT each
 (a SAVEPOINT copies every page it touches: 1.6x of a cycle, 2026-11).
@@ -186,6 +190,9 @@ cdef int run_parts(Core *core, Operation *op) noexcept nogil:
                 return 1
             if step.mode == RUN or step.mode == EMIT:
                 continue
+            if step.mode == MOVE:
+                before = op.last_event
+                continue
             if (step.mode == EXPECT and rows == 0) or (step.mode == REFUSE and rows):
                 op.code = step.code
                 return 1
@@ -232,25 +239,60 @@ cdef int run_one(Core *core, Operation *op, int careful) noexcept nogil:
     return careful and run_plain(core.release) != GC_OK
 
 
-cdef int run_all(Core *core, Operation *batch, int careful) noexcept nogil:
-    """Every operation of the batch; answers as run_one."""
+cdef Operation *joining(Core *core, Batch *batch, Operation *done) noexcept nogil:
+    """The first that came after the last early one that is done; NULL where none did."""
+    pthread_mutex_lock(&core.mutex)
+    take(core, batch)
+    pthread_mutex_unlock(&core.mutex)
+    return done.next if done != NULL else batch.first[0]
+
+
+cdef int run_all(Core *core, Batch *batch, int careful) noexcept nogil:
+    """Every operation of the batch, and what comes meanwhile; answers as run_one."""
+    cdef Operation *op = batch.first[0]
+    cdef Operation *done = NULL
+    cdef int64_t nap = min(core.flush_ns_last // LINGER_SHARE, LINGER_NS_MAX)
+    cdef int64_t patience = core.flush_ns_last // 2 if core.lingers and nap >= LINGER_NS_MIN else 0
     cdef int rc
-    while batch != NULL:
-        rc = run_one(core, batch, careful)
+    while True:
+        while op != NULL:
+            rc = run_one(core, op, careful)
+            if rc:
+                return rc
+            done = op
+            op = op.next
+        op = joining(core, batch, done)
+        if op == NULL and patience > 0 and batch.count < core.expected:
+            gc_nap_ns(nap)
+            patience -= nap
+            op = joining(core, batch, done)
+        if op == NULL:
+            break
+    op = batch.first[1]
+    while op != NULL:
+        rc = run_one(core, op, careful)
         if rc:
             return rc
-        batch = batch.next
+        op = op.next
     return 0
 
 
-cdef void run_batch(Core *core, Operation *batch) noexcept nogil:
-    """One transaction; afterwards every operation of the batch has its answer."""
+cdef Operation *joined(Batch *batch) noexcept nogil:
+    """All operations of the batch in the order in which they run."""
+    if batch.first[0] == NULL:
+        return batch.first[1]
+    batch.last[0].next = batch.first[1]
+    return batch.first[0]
+
+
+cdef Operation *run_batch(Core *core, Batch *batch) noexcept nogil:
+    """One transaction; afterwards every operation of the batch has its answer. They are answered."""
     cdef int rc
     cdef int64_t expected, began
     if core.broken:
         if open_handle(core):
-            fail_all(batch, core.code_storage, core.error)
-            return
+            fail_all(joined(batch), core.code_storage, core.error)
+            return joined(batch)
         core.broken = 0
     rc = run_plain(core.begin) != GC_OK
     if rc == 0:
@@ -262,8 +304,8 @@ cdef void run_batch(Core *core, Operation *batch) noexcept nogil:
         if not gc_get_autocommit(core.db) and run_plain(core.rollback) != GC_OK:
             close_handle(core)
             core.broken = 1
-        fail_all(batch, core.code_storage, core.error)
-        return
+        fail_all(joined(batch), core.code_storage, core.error)
+        return joined(batch)
     rc = run_plain(core.count_batch)
     expected = core.batches + 1
     began = gc_now_ns()
@@ -278,54 +320,53 @@ cdef void run_batch(Core *core, Operation *batch) noexcept nogil:
         core.batches = expected
         core.flush_ns_last = gc_now_ns() - began
         core.flush_ns_sum += core.flush_ns_last
-        return
+        return joined(batch)
     # Nobody knows what reached the disk: only the reopened file can tell.
     close_handle(core)
     if open_handle(core):
         core.broken = 1
-        fail_all(batch, core.code_unknown, core.error)
+        fail_all(joined(batch), core.code_unknown, core.error)
     elif core.batches != expected:
-        fail_all(batch, core.code_storage, core.error)
+        fail_all(joined(batch), core.code_storage, core.error)
+    return joined(batch)
 
 
-cdef Operation *take(Core *core) noexcept nogil:
-    """Cut up to batch_max operations off the queue, late ones to its end; the mutex is held."""
-    cdef Operation *heads[2]
-    cdef Operation *tails[2]
+cdef void take(Core *core, Batch *batch) noexcept nogil:
+    """Move what is queued into the batch, up to batch_max operations; the mutex is held."""
     cdef Operation *op
-    cdef int n = 0
-    heads[0] = heads[1] = tails[0] = tails[1] = NULL
-    while n < core.batch_max and core.first != NULL:
+    if core.first == NULL or batch.count == core.batch_max:
+        return
+    core.batches_run += batch.count == 0
+    core.operations_run -= batch.count
+    while batch.count < core.batch_max and core.first != NULL:
         op = core.first
         core.first = op.next
         op.next = NULL
-        if heads[op.late] == NULL:
-            heads[op.late] = op
+        if batch.first[op.late] == NULL:
+            batch.first[op.late] = op
         else:
-            tails[op.late].next = op
-        tails[op.late] = op
-        n += 1
+            batch.last[op.late].next = op
+        batch.last[op.late] = op
+        batch.count += 1
+        core.queued -= 1
+    core.operations_run += batch.count
     if core.first == NULL:
         core.last = NULL
-    core.batches_run += n > 0
-    core.operations_run += n
-    if heads[0] == NULL:
-        return heads[1]
-    tails[0].next = heads[1]
-    return heads[0]
 
 
 cdef void run_queued(Core *core) noexcept nogil:
     """One batch on the calling thread; for writers without a thread."""
-    cdef Operation *batch = take(core)
-    if batch != NULL:
-        run_batch(core, batch)
-        hand_over(core, batch)
+    cdef Batch batch
+    memset(&batch, 0, sizeof(Batch))
+    take(core, &batch)
+    if batch.count:
+        hand_over(core, run_batch(core, &batch), batch.count)
         checkpoint(core, 0)
 
 
-cdef void hand_over(Core *core, Operation *batch) noexcept nogil:
+cdef void hand_over(Core *core, Operation *batch, int count) noexcept nogil:
     """Put a batch on the done list, in commit order; the mutex is held."""
+    core.expected = core.queued + count  # who is answered now comes back soon, as a rule
     if core.done_first == NULL:
         core.done_first = batch
     else:

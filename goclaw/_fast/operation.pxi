@@ -10,6 +10,7 @@ cdef enum:
     STOP = 3
     NEED = 4
     EMIT = 5
+    MOVE = 6
 
     EMIT_COLUMNS = 3           # kind, type, payload
     EVENT_COLUMNS = 10         # sid, event_id, kind, type, at, run_id, task_id, attempt, trace, payload
@@ -29,6 +30,9 @@ cdef enum:
     PAGE_BYTES = 4096
     ARENA_BYTES = 6000         # a claim needs 5 thousand, most others less
     IDLE_MS = 500              # quiet this long: time to checkpoint
+    LINGER_SHARE = 8           # of a flush: what a batch waits for the next of those it may expect,
+    LINGER_NS_MIN = 20000      # where a flush costs enough to be shared,
+    LINGER_NS_MAX = 100000     # and not for a slow disk's sake
     LIBRARY_VERSION_MIN = 3046000
 
 cdef struct Value:
@@ -90,6 +94,11 @@ cdef struct Operation:
     Chunk *arena
     Chunk own                  # the first of the arena; its bytes follow the operation
 
+cdef struct Batch:             # [0]: run in the order of their submission; [1]: late ones, after them
+    Operation *first[2]
+    Operation *last[2]
+    int count
+
 cdef struct Core:
     pthread_t thread
     pthread_mutex_t mutex
@@ -136,6 +145,9 @@ cdef struct Core:
     Operation *spare
     int spare_count
     int pending
+    int queued                 # from `first` on
+    int expected               # operations that may come until the next batch has all who take part
+    int lingers                # a thread of its own, so that others may submit meanwhile
     int64_t batches_run
     int64_t operations_run
     int64_t flush_ns_last

@@ -14,6 +14,9 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 typedef struct sqlite3 sqlite3;
 typedef struct sqlite3_stmt sqlite3_stmt;
@@ -122,5 +125,17 @@ static inline int gc_wait_ms(pthread_cond_t *condition, pthread_mutex_t *mutex, 
     t.tv_sec += wait_ms / 1000 + t.tv_nsec / 1000000000;
     t.tv_nsec %= 1000000000;
     return pthread_cond_timedwait(condition, mutex, &t) == ETIMEDOUT;
+}
+
+/* Naps of this thread may be as short as they ask to be; a kernel rounds them to 50 us else. */
+static inline void gc_nap_exactly(void) {
+#ifdef PR_SET_TIMERSLACK
+    prctl(PR_SET_TIMERSLACK, 1000UL, 0, 0, 0);
+#endif
+}
+
+static inline void gc_nap_ns(int64_t ns) {
+    struct timespec t = {0, (long)ns};
+    nanosleep(&t, NULL);
 }
 #endif

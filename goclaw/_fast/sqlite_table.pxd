@@ -24,6 +24,8 @@ cdef extern from "sqlite_table.h" nogil:
     int gc_table_complete()
     int gc_thread_start(pthread_t *thread, void *(*main)(void *) noexcept nogil, void *argument)
     int64_t gc_now_ns()
+    void gc_nap_exactly()
+    void gc_nap_ns(int64_t ns)
     int gc_wait_ms(pthread_cond_t *condition, pthread_mutex_t *mutex, int wait_ms)
     int pthread_join(pthread_t thread, void **result)
     int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)

@@ -42,8 +42,9 @@ class Writer:
         0 = refused, the pending bound is reached; ``live`` operations have as much room again.
         TypeError, ValueError, IndexError, OverflowError: not even queued.
         """
-    def drain(self) -> list[Any]:
-        """What is committed or failed since the last call, in commit order; also after close().
+    def drain(self, most: int = ...) -> list[Any]:
+        """What is committed or failed since the last call, in commit order; also after close(). Of
+        more than ``most`` operations the rest is left, and wakes the loop again.
 
         Each: (ticket, code or None, message, [returns per part], [events]), both lists empty where
         there is a code; an event is (sid, event_id, kind, type, at_ms, run_id, task_id, attempt,

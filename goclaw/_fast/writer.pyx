@@ -31,8 +31,10 @@ include "batch.pxi"
 
 cdef void *thread_main(void *argument) noexcept nogil:
     cdef Core *core = <Core *>argument
-    cdef Operation *batch
+    cdef Operation *answered
+    cdef Batch batch
     cdef char one = 1
+    gc_nap_exactly()
     pthread_mutex_lock(&core.mutex)
     while True:
         while core.first == NULL and not core.closing:
@@ -40,13 +42,14 @@ cdef void *thread_main(void *argument) noexcept nogil:
                 pthread_mutex_unlock(&core.mutex)
                 checkpoint(core, 1)
                 pthread_mutex_lock(&core.mutex)
-        batch = take(core)
-        if batch == NULL:
+        memset(&batch, 0, sizeof(Batch))
+        take(core, &batch)
+        if batch.count == 0:
             break
         pthread_mutex_unlock(&core.mutex)
-        run_batch(core, batch)
+        answered = run_batch(core, &batch)
         pthread_mutex_lock(&core.mutex)
-        hand_over(core, batch)
+        hand_over(core, answered, batch.count)
         pthread_mutex_unlock(&core.mutex)
         write(core.wake_fd, &one, 1)
         checkpoint(core, 0)
@@ -196,7 +199,7 @@ cdef class Writer:
         self.wake_fd, core.wake_fd = os.pipe()
         os.set_blocking(self.wake_fd, False)
         os.set_blocking(core.wake_fd, False)
-        self.threaded = threaded
+        self.threaded = core.lingers = threaded
         if threaded:
             if gc_thread_start(&core.thread, thread_main, core):
                 raise RuntimeError("the writer's thread does not start")
@@ -336,15 +339,17 @@ cdef class Writer:
             core.last.next = op
         core.last = op
         core.pending += 1
+        core.queued += 1
         pthread_cond_signal(&core.condition)
         pthread_mutex_unlock(&core.mutex)
         return op.ticket
 
-    def drain(self):
+    def drain(self, int most=0x7FFFFFFF):
         """See the stub."""
         cdef Core *core = self.core
         cdef Operation *op
         cdef Operation *next
+        cdef Operation *last
         cdef Event *event
         cdef Program *program
         cdef int p, n, count = 0
@@ -353,9 +358,16 @@ cdef class Writer:
         self._check(True)
         read(self.wake_fd, woken, sizeof(woken))
         pthread_mutex_lock(&core.mutex)
-        op = core.done_first
-        core.done_first = NULL
-        core.done_last = NULL
+        op = last = core.done_first
+        while last != NULL and most > 1:
+            most -= 1
+            last = last.next
+        core.done_first = last.next if last != NULL else NULL
+        if core.done_first == NULL:
+            core.done_last = NULL
+        else:
+            last.next = NULL
+            write(core.wake_fd, woken, 1)
         pthread_mutex_unlock(&core.mutex)
         done = []
         while op != NULL:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import operator
 import os
 import queue
 import struct
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reader", "Writer", "attach", "sha256"]
 
-_RUN, _EXPECT, _REFUSE, _STOP, _NEED, _EMIT = range(6)
+_RUN, _EXPECT, _REFUSE, _STOP, _NEED, _EMIT, _MOVE = range(7)
 _PAGE_BYTES = 4096
 _IDLE_S = 0.5
 
@@ -76,7 +75,7 @@ def _written(parameters: tuple[str, ...], steps: list[_Step], returns: tuple[str
     """The program as the function that one would write by hand.
 
     Registers are its locals, a block of ``while`` is a section, which a need leaves. It answers
-    whether all is done, what the program returns, and what the session's head moves to.
+    whether all is done, what the program returns, and what the session's head is yet to move to.
     """
     names = dict.fromkeys(parameters)
     for step in steps:
@@ -86,8 +85,10 @@ def _written(parameters: tuple[str, ...], steps: list[_Step], returns: tuple[str
     def row(taken: Sequence[str]) -> str:
         return f"({''.join(f'{local.get(name)}, ' for name in taken)})"
 
-    answer = f"{row(returns)}, {row(('event_id', 'link', 'now', 'sid'))}"
+    head = row(("event_id", "link", "now", "sid"))
+    answer = f"{row(returns)}, {head} if len(events) > moved else ()"
     lines = ["def run(execute, emit, events, values):", f" {row(parameters)} = values"]
+    lines += [" moved = len(events)"]
     lines += [f" {local[name]} = None" for name in names if name not in parameters]
     sections = {step.skip for step in steps if step.mode == _NEED}
     for number, step in enumerate(steps):
@@ -100,10 +101,11 @@ def _written(parameters: tuple[str, ...], steps: list[_Step], returns: tuple[str
                 f"   {local['event_id']}, {local['link']} ="
                 f" emit(events, kind, type_, payload, {row(_MARKS)})",
             ]
-        elif step.mode == _RUN:
+        elif step.mode in (_RUN, _MOVE):
             lines += [
                 f"  for {row(step.columns)} in {found}: pass" if step.columns else f"  {found}"
             ]
+            lines += ["  moved = len(events)"] * (step.mode == _MOVE)
         else:
             lines += ["  rows = 0", f"  for {row(step.columns)} in {found}: rows = 1"]
             lines += [
@@ -118,6 +120,13 @@ def _written(parameters: tuple[str, ...], steps: list[_Step], returns: tuple[str
     made: dict[str, Any] = {"Failed": _Failed}
     exec("\n".join(lines), made)  # of names that we gave and texts that we ship
     return made["run"]
+
+
+class _Batch(NamedTuple):
+    """Operations of one transaction: in the order of their submission, and late ones after them."""
+
+    early: list[Any]
+    late: list[Any]
 
 
 class _RunAgain(Exception):
@@ -273,15 +282,18 @@ class Writer:
         self._queue.put((late, self._next_ticket, parts))
         return self._next_ticket
 
-    def drain(self) -> list[Any]:
+    def drain(self, most: int = 0x7FFFFFFF) -> list[Any]:
         """See the stub."""
         self._check(closed=True)
         with contextlib.suppress(BlockingIOError):
             while os.read(self.wake_fd, 4096):
                 pass
-        done = []
-        while self._done:
+        done: list[Any] = []
+        while self._done and len(done) < most:
             done.append(self._done.popleft())
+        if self._done:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake, b"\1")
         self._pending -= len(done)
         return done
 
@@ -293,11 +305,12 @@ class Writer:
         return self._run_queued()
 
     def _run_queued(self) -> bool:
-        batch = self._take()
-        if batch:
+        self._take(batch := _Batch([], []))
+        waits = bool(batch.early or batch.late)
+        if waits:
             self._done.extend(self._run_batch(batch))
             self._checkpoint(idle=False)
-        return bool(batch)
+        return waits
 
     def stats(self) -> tuple[int, int, int, int, int, int]:
         """See the stub."""
@@ -349,25 +362,42 @@ class Writer:
                 continue
             if first is None:
                 return  # close() runs what is left
-            self._done.extend(self._run_batch(self._take(first)))
+            self._batches_run += 1
+            self._operations_run += 1
+            self._done.extend(
+                self._run_batch(_Batch([], [first]) if first[0] else _Batch([first], []))
+            )
             with contextlib.suppress(BlockingIOError):
                 os.write(self._wake, b"\1")
             self._checkpoint(idle=False)
 
-    def _take(self, *batch: Any) -> list[Any]:
-        """A batch of what is queued behind these."""
-        more = min(self._queue.qsize(), self._batch_max - len(batch))
-        taken = [*batch, *(self._queue.get() for _ in range(more))]
-        if taken and taken[-1] is None:
-            self._queue.put(taken.pop())
-        taken.sort(key=operator.itemgetter(0))  # late ones last
-        self._batches_run += bool(taken)
-        self._operations_run += len(taken)
-        return taken
+    def _take(self, batch: _Batch) -> bool:
+        """Move what is queued into the batch, up to batch_max operations; whether one is early."""
+        known = len(batch.early)
+        count = before = len(batch.early) + len(batch.late)
+        while count < self._batch_max and self._queue.qsize():
+            operation = self._queue.get()
+            if operation is None:
+                self._queue.put(None)  # close() runs what is left
+                break
+            (batch.late if operation[0] else batch.early).append(operation)
+            count += 1
+        self._batches_run += count > before == 0
+        self._operations_run += count - before
+        return len(batch.early) > known
 
-    def _run_batch(self, batch: list[Any]) -> list[Any]:
+    def _run_all(self, batch: _Batch, careful: bool) -> list[Any]:
+        """Every operation of the batch, and what comes meanwhile."""
+        answers: list[Any] = []
+        while len(answers) < len(batch.early) or self._take(batch):
+            _, ticket, parts = batch.early[len(answers)]
+            answers.append(self._run_one(ticket, parts, careful))
+        answers += [self._run_one(ticket, parts, careful) for _, ticket, parts in batch.late]
+        return answers
+
+    def _run_batch(self, batch: _Batch) -> list[Any]:
         def all_failed(error: Exception, code: str = "storage_failed") -> list[Any]:
-            return [(ticket, code, str(error), [], []) for _, ticket, _ in batch]
+            return [(ticket, code, str(error), [], []) for _, ticket, _ in batch.early + batch.late]
 
         try:
             if self._connection is None:
@@ -375,11 +405,11 @@ class Writer:
             execute = self._execute
             execute("BEGIN IMMEDIATE")
             try:
-                answers = [self._run_one(ticket, parts, False) for _, ticket, parts in batch]
+                answers = self._run_all(batch, False)
             except _RunAgain:
                 execute("ROLLBACK")
                 execute("BEGIN IMMEDIATE")
-                answers = [self._run_one(ticket, parts, True) for _, ticket, parts in batch]
+                answers = self._run_all(batch, True)
         except (apsw.Error, RuntimeError) as error:
             self._roll_back()
             return all_failed(error)
@@ -449,10 +479,9 @@ class Writer:
                 given = dict(zip(program.parameters, values, strict=True))
                 answers.append(tuple(given.get(name) for name in program.returns))
                 continue
-            first = len(events)
             ended, returns, head = program.run(execute, self._emit, events, values)
             answers.append(returns)
-            if len(events) > first:
+            if head:
                 execute(self._head_move, head)
         return answers
 

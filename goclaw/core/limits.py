@@ -86,6 +86,9 @@ APPLY_MS_MAX: Final = 5  # slice of bulk work, so that nobody waits behind it
 CHECKPOINT_BYTES: Final = 8 * MIB  # log between two checkpoints: 2 to 64 MiB tried, shortest stalls
 CHECKPOINT_WAIT_MS: Final = 50  # for readers of a log over its bound; a page is read in less
 WAL_BYTES_MAX: Final = 64 * MIB  # beyond it a checkpoint waits for readers, so the log begins anew
+DELIVERED_MAX: Final = (
+    32  # operations the loop resolves in one go: their lanes submit the next meanwhile
+)
 READ_ROWS_MAX: Final = 256  # rows of one read transaction
 READ_BYTES_MAX: Final = 64 * KIB  # bytes of one read transaction
 READER_THREADS: Final = 2  # one may be in a slow page while the other answers

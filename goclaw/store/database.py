@@ -150,7 +150,7 @@ class Database:
         self._on_events = on_events
         self._loop = asyncio.get_running_loop()
         if self._threaded:
-            self._loop.add_reader(self._writer.wake_fd, self.deliver)
+            self._loop.add_reader(self._writer.wake_fd, self.deliver, limits.DELIVERED_MAX)
 
     def bind(self, program: str, /, **arguments: Any) -> tuple[int, tuple[Any, ...]]:
         """A part of an operation; parameters left out are NULL. KeyError for an unknown one."""
@@ -236,9 +236,9 @@ class Database:
         """Name what a part returned."""
         return dict(zip(self._catalogue.programs[program].returns, values, strict=True))
 
-    def deliver(self) -> int:
-        """Resolve what the writer has done; answers how many operations that were."""
-        done = self._writer.drain()
+    def deliver(self, most: int | None = None) -> int:
+        """Resolve what the writer has done, at most ``most`` operations; answers how many."""
+        done = self._writer.drain() if most is None else self._writer.drain(most)
         if done:
             faultpoint("after_commit", len(done))
         events = [event for _, code, _, _, made in done if code is None for event in made]

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 __all__ = ["MODES", "Catalogue", "Program", "Query", "Step", "load", "parse"]
 
-MODES: Final = {"run": 0, "expect": 1, "refuse": 2, "stop": 3, "need": 4, "emit": 5}
+MODES: Final = {"run": 0, "expect": 1, "refuse": 2, "stop": 3, "need": 4, "emit": 5, "move": 6}
 
 
 class Step(NamedTuple):

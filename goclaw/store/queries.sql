@@ -13,10 +13,14 @@
 --                        inserts it and, when the program ends, moves the session's head. Registers
 --                        it needs: sid, event_id (the head so far), salt, link, now, tid, run_id,
 --                        task_id, attempt, trace. After COMMIT the events go to the hub.
+--   step: move           run it: it moves the session's head with what else it changes there, so that
+--                        the writer need not, unless more is emitted after it
 -- "late" programs run after all others of their batch. A fragment is text, expanded when this file
 -- is read: <<name argument | argument>>. A query runs on the readers and changes nothing.
--- RETURNING and triggers are left out of what every task passes through: each costs an ephemeral
--- table, together 2x of a cycle (2026-11).
+-- RETURNING, triggers, IN over a list of more than two and INSERT ... SELECT are left out of what every
+-- task passes through: each costs an ephemeral table or a journal of the statement, together 2x of a
+-- cycle (2026-11). OR FAIL spares the journal too, where no index moves: an operation that fails is
+-- undone as a whole in any case.
 
 -- statement: event_insert
 INSERT INTO events (sid, event_id, kind, type, at, tid, attempt, payload, digest)
@@ -105,6 +109,9 @@ ifnull((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'aging_factor'), 16)
 -- stays: its session was not idle since its last claim.
 -- fragment: promote stays sid line sound
 -- section
+<<come <<stays>> | <<sid>> | <<line>> | <<sound>>>>
+
+-- fragment: come stays sid line sound
 -- step: need
 SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
        t.kind = 'prompt' AS p_interactive, l.v AS p_v, ifnull(f.finish, 0) AS p_finish,
@@ -113,7 +120,7 @@ SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
                         < (SELECT count(*) FROM (SELECT 1 FROM heads AS h
                                                   WHERE h.pool = t.pool LIMIT 64)))
                   OR EXISTS (SELECT 1 FROM heads AS h
-                              WHERE h.sid = <<sid>> AND h.pool = t.pool AND h.rank = t.rank),
+                              WHERE h.sid = <<sid>> AND +h.pool = t.pool AND +h.rank = t.rank),
                   f.served_at + 1, 0), 0) AS p_tie,
        p.claims AS p_ready_at, l.passed AS p_passed_at, w.gated AS p_gated,
        iif(w.gated = 0, 1, <<room <<sound>>>>) AS p_open
@@ -130,13 +137,15 @@ SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
  WHERE s.sid = <<sid>>
    AND NOT EXISTS (SELECT 1 FROM heads AS h WHERE h.sid = <<sid>> AND h.line = <<line>>)
    AND NOT EXISTS (SELECT 1 FROM stalled AS h WHERE h.sid = <<sid>> AND h.line = <<line>>);
+-- step: need
+SELECT 1 WHERE :p_open;
 -- step: run
 INSERT INTO heads (sid, line, tid, pool, rank, start, tie, stays, ready_at, passed_at, interactive,
                    gate)
-SELECT <<sid>>, <<line>>, :p_tid, :p_pool, :p_rank,
-       max(:p_v, :p_finish + (:p_tie > 0) * 1048576) - 1048576, :p_tie, <<stays>>, :p_ready_at,
-       :p_passed_at, :p_interactive, iif(:p_gated, :p_wid, NULL)
- WHERE :p_open;
+VALUES (<<sid>>, <<line>>, :p_tid, :p_pool, :p_rank,
+        max(:p_v, :p_finish + (:p_tie > 0) * 1048576) - 1048576, :p_tie, <<stays>>, :p_ready_at,
+        :p_passed_at, :p_interactive, iif(:p_gated, :p_wid, NULL));
+-- section
 -- step: need
 SELECT 1 WHERE :p_gated;
 -- step: run
@@ -145,6 +154,9 @@ SELECT <<sid>>, <<line>>, :p_wid, :p_tid, :p_ready_at + <<aging>> * :p_rank WHER
 -- step: run
 UPDATE works SET tokens = tokens - 1, refill_mono = ifnull(refill_mono, 0)
  WHERE wid = :p_wid AND burst IS NOT NULL AND :p_open;
+-- Who passes here next without a task of its own finds none of this one's.
+-- step: run
+SELECT 0 AS p_gated;
 
 -- A gate comes down: the heads of its work stand outside until they are let in.
 -- fragment: shut wid
@@ -176,7 +188,7 @@ SELECT g.sid AS g_sid, g.line AS g_line
  ORDER BY g.ripe LIMIT 1;
 -- step: run
 DELETE FROM stalled WHERE sid = :g_sid AND line = :g_line;
-<<promote 0 | :g_sid | :g_line | w.broken IS NULL>>
+<<come 0 | :g_sid | :g_line | w.broken IS NULL>>
 
 -- Intents of an attempt that is over. Pure and keyed calls may be sent again; of all others nobody
 -- knows whether they happened (E-3); a worker's can be asked by nobody either.
@@ -207,13 +219,20 @@ SELECT count(*) FILTER (WHERE state = 'unknown') AS unknown_count,
        count(*) FILTER (WHERE state = 'retryable') AS again_count
   FROM effects WHERE tid = :tid;
 
--- The end of a task's life: the session's turn is free, the next task may come.
--- fragment: terminal
--- step: run
-UPDATE sessions SET open = open - 1, turn = iif(turn = :tid, NULL, turn) WHERE sid = :sid;
+-- The end of a task's life: the session's turn is free, the next task may come. Of a task that ran
+-- in a parallel line the next has come with the claim: freed says whether there is one to come.
+-- fragment: terminal freed
+-- step: move
+UPDATE sessions
+   SET head = :event_id, link = :link, updated_at = :now, open = open - 1,
+       turn = iif(turn = :tid, NULL, turn)
+ WHERE sid = :sid;
 -- step: run
 DELETE FROM uniques WHERE tid = :tid;
-<<promote 1 | :sid | :line | w.broken IS NULL>>
+-- section
+-- step: need
+SELECT 1 WHERE <<freed>>;
+<<come 1 | :sid | :line | w.broken IS NULL>>
 <<leave>>
 
 -- Nobody is asked any more: the task is over without an answer.
@@ -334,8 +353,6 @@ SELECT :sid, :key, :hash, :tid, :now WHERE :key IS NOT NULL;
 INSERT INTO uniques (scope, key, tid)
 SELECT iif(:pool = '', 'session:' || :sid, 'pool:' || :pool), :unique_key, :tid
  WHERE :unique_key IS NOT NULL;
--- step: run
-UPDATE sessions SET open = open + 1, tail = max(:tid, :tail + 1) WHERE sid = :sid;
 -- step: emit
 SELECT 1 AS kind, 'run.accepted' AS type,
        json_object('origin', :origin, 'idempotencyKey', :key) AS payload WHERE :kind = 'prompt'
@@ -345,6 +362,11 @@ SELECT 1, 'task.queued',
            '{"from":null,"to":"QUEUED","reason":"accepted"}',
            json_object('from', NULL, 'to', 'QUEUED', 'reason', 'accepted', 'dueAt', :not_before,
                        'deadlineAt', :deadline_at));
+-- step: move
+UPDATE sessions
+   SET head = :event_id, link = :link, updated_at = :now, open = open + 1,
+       tail = max(:tid, :tail + 1)
+ WHERE sid = :sid;
 <<promote 0 | :sid | iif(:parallel, :wid, 0) | w.broken IS NULL>>
 
 -- What a claim tells of its fairness.
@@ -365,11 +387,9 @@ DELETE FROM heads WHERE sid = :sid AND line = :line;
 -- step: run
 UPDATE tasks
    SET state = 'RUNNING', attempt = :attempt, crashes = :crashes + 1, lease_owner = :owner,
-       lease_token = :token, lease_until_mono = :lease_until_mono, due_mono = NULL, due_at = NULL,
+       lease_token = :token, lease_until_mono = :lease_until_mono,
        timeout_mono = :now_mono + :timeout_ms, policy_version = :policy_version, updated_at = :now
  WHERE tid = :tid;
--- step: run
-UPDATE sessions SET turn = :tid WHERE :line = 0 AND :turn IS NULL AND sid = :sid;
 -- step: emit
 SELECT 1 AS kind, 'task.claimed' AS type,
        '{"from":"QUEUED","to":"CLAIMED","reason":"claim"}' AS payload
@@ -378,20 +398,28 @@ SELECT 1, 'task.running',
        iif(:timeout_ms IS NULL, '{"from":"CLAIMED","to":"RUNNING","reason":"claim"}',
            json_object('from', 'CLAIMED', 'to', 'RUNNING', 'reason', 'claim',
                        'timeoutMs', :timeout_ms));
+-- step: move
+UPDATE sessions
+   SET head = :event_id, link = :link, updated_at = :now,
+       turn = iif(:line = 0 AND :turn IS NULL, :tid, turn)
+ WHERE sid = :sid;
 -- step: run
 INSERT OR REPLACE INTO flows (sid, pool, rank, finish, served_at)
 VALUES (:sid, :pool, :rank, :finish, :claims);
+-- step: run
+UPDATE levels SET v = max(v, :start) WHERE pool = :pool AND rank = :rank;
+-- step: run
+UPDATE OR FAIL levels SET passed = passed + 1 WHERE pool = :pool AND rank > :rank;
+-- step: run
+UPDATE pools SET claims = claims + 1, last_due = :due WHERE pool = :pool;
+-- section
+-- step: need
+SELECT 1 FROM heads WHERE sid = :sid AND +pool = :pool AND +rank = :rank;
 -- step: run
 UPDATE heads
    SET start = max(start, :finish), tie = :claims + 1, stays = 1, ready_at = :claims + 1,
        passed_at = :passed
  WHERE sid = :sid AND pool = :pool AND rank = :rank;
--- step: run
-UPDATE levels
-   SET passed = passed + (rank > :rank), v = iif(rank = :rank, max(v, :start), v)
- WHERE pool = :pool AND rank >= :rank;
--- step: run
-UPDATE pools SET claims = claims + 1, last_due = :due WHERE pool = :pool;
 <<promote 1 | :sid | :line | w.broken IS NULL>>
 
 -- program: claim pool owner token lease_until_mono now_mono policy_version aging_factor now
@@ -462,15 +490,19 @@ UPDATE tasks SET lease_until_mono = max(lease_until_mono, :lease_until_mono)
 -- program: complete tid token hash stop_reason result now
 -- RUNNING to SUCCEEDED. The same token and result again: the same answer.
 -- returns: state event_id
--- step: stop
-SELECT ended_state AS state, end_event AS event_id FROM tasks
- WHERE tid = :tid AND ended_token = :token AND ended_hash = :hash AND lease_token IS NOT :token;
--- step: expect lease_lost
+-- step: run
 SELECT <<task_columns>>, 'SUCCEEDED' AS state
   FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid
  WHERE t.tid = :tid AND t.lease_token = :token AND t.state = 'RUNNING';
+-- step: stop
+SELECT ended_state AS state, end_event AS event_id FROM tasks
+ WHERE :state IS NULL AND tid = :tid AND ended_token = :token AND ended_hash = :hash
+   AND lease_token IS NOT :token;
+-- step: expect lease_lost
+SELECT 1 WHERE :state IS NOT NULL;
 -- step: run
-INSERT OR REPLACE INTO task_results (tid, result) VALUES (:tid, :result);
+INSERT INTO task_results (tid, result) VALUES (:tid, :result)
+    ON CONFLICT (tid) DO UPDATE SET result = excluded.result, error = NULL;
 -- step: emit
 SELECT 1 AS kind, 'task.succeeded' AS type,
        '{"from":"RUNNING","to":"SUCCEEDED","reason":"finished"}' AS payload
@@ -487,7 +519,7 @@ UPDATE tasks
 SELECT 1 FROM works WHERE wid = :wid AND broken IS NOT NULL;
 <<mend :wid>>
 -- section
-<<terminal>>
+<<terminal :line = 0>>
 
 -- program: fail tid token hash code message retryable fingerprint poison due_mono due_at fault_work breaker_tasks breaker_since_mono now_mono probe_ms now
 -- RUNNING to FAILED when it is not retryable, to DEAD_LETTER when the budget is used up or the failure
@@ -555,7 +587,7 @@ UPDATE works SET gated = 1, broken = :fingerprint, probe_ms = :probe_ms,
 -- section
 -- step: need
 SELECT 1 WHERE :state IN ('FAILED', 'DEAD_LETTER');
-<<terminal>>
+<<terminal :line = 0>>
 
 -- The task goes on: it still holds its session's turn, so it is the head again at once.
 -- fragment: requeue condition reason
@@ -703,7 +735,7 @@ UPDATE tasks
        ended_hash = NULL, ended_state = NULL, end_event = :event_id, reason = :reason,
        updated_at = :now
  WHERE tid = :tid;
-<<terminal>>
+<<terminal true>>
 
 -- program: late_effect tid token ordinal state result failed now
 -- After a cancel, what the cancelled attempt still came to know of an effect that nobody knew of is
@@ -754,7 +786,7 @@ UPDATE tasks
        due_mono = NULL, due_at = NULL, ended_token = NULL, ended_hash = NULL, ended_state = NULL,
        end_event = :event_id, reason = 'deadline_exceeded', updated_at = :now
  WHERE tid = :tid;
-<<terminal>>
+<<terminal true>>
 
 -- program: redrive tid session_limit now
 -- FAILED or DEAD_LETTER to QUEUED, at the tail of its line, with whole budgets; `attempt` goes on.
@@ -1122,7 +1154,7 @@ UPDATE tasks
        ended_hash = NULL, ended_state = NULL, end_event = :event_id, reason = 'settled_as_fail',
        updated_at = :now
  WHERE tid = :tid;
-<<terminal>>
+<<terminal true>>
 
 -- program: approval_open tid token approval_id ordinal digest request expires_at now
 -- Durable before anybody is asked; the suspend follows in the same operation.
@@ -1540,7 +1572,7 @@ UNION ALL
 
 -- fragment: unhappy_count which
 (SELECT count(*) FROM tasks INDEXED BY tasks_unhappy
-  WHERE state IN ('FAILED', 'CANCELED', 'DEAD_LETTER') AND <<which>>)
+  WHERE state < 'Q' AND <<which>>)
 
 -- What has no index of its own is the rest.
 -- query: task_counts

@@ -366,7 +366,7 @@ PLANTED: dict[str, tuple[Plant, tuple[str, ...], str, str]] = {
         sql(
             "fail",
             (r"^SELECT 1 WHERE :state IN \('FAILED', 'DEAD_LETTER'\)", "SELECT 1"),
-            (r"SET open = open - 1", "SET open = open - (:state <> 'RETRY_WAIT')"),
+            (r"open = open - 1", "open = open - (:state <> 'RETRY_WAIT')"),
         ),
         NATIVE, "Q-9|I-2", "",
     ),
