@@ -43,6 +43,7 @@ OWN_ROOMS = {
 """Rooms in which nothing that an agent names is opened, dialled or started."""
 
 OWN = {
+    "brains/cassette.py:CassetteBrain._add": "the cassette that the user named for this brain",
     "core/processes.py:Children.start": "the one place that starts children: callers have decided",
     "core/processes.py:Children.open": "the same, with pipes",
     "core/processes.py:Children._admit": "the book of children in the home",
@@ -73,7 +74,6 @@ DECIDED = {
 }
 
 PENDING = {
-    "brains/transport.py:plain_post": "brain.call is decided; the host of a model is not yet",
     "skills/wasi.py:link": "modules get a clock, random bytes and stdin, and no capability",
 }
 """Sites without a decision of their own, and why that holds until there is one."""
