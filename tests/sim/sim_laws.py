@@ -374,6 +374,7 @@ class Laws:
         hold(attempt == task.attempt, "Q-2", f"{kind} of attempt {attempt} not {task.attempt}")
         task.due = None
         if source == State.RUNNING:
+            self.terms.left(task, mono)
             self._released(task, target, fields, parts)
         if source is None or source in TERMINAL:
             session.open += 1

@@ -138,6 +138,8 @@ class Story:
             failing=0.0 if self.calm else self.failing, slow=0.0 if self.calm else self.slow,
         )  # fmt: skip
         self.laws.stopping = False
+        self.laws.terms.life = self.lives
+        self.laws.terms.late_ms = None if self.failing else 1_500 if self.slow else 50
         self._running.clear()
         self._calls.clear()
         if self.lives == 1 or self.chance.random() < 0.3:

@@ -41,6 +41,7 @@ class Terms:
     chain: Chain | None = None
     begun_mono: int = 0
     """Of the attempt that runs."""
+    begun_life: int = 0
 
 
 class TermLaws:
@@ -49,6 +50,10 @@ class TermLaws:
     def __init__(self) -> None:
         self.uniques: dict[tuple[str, str], Task] = {}
         self.chains: dict[str, Chain] = {}
+        self.life = 0
+        """Which of the daemon's."""
+        self.late_ms: int | None = None
+        """How late a timer may be in this life; None: the disk keeps it from anything."""
 
     def unique_of(self, given: dict[str, Any]) -> tuple[str, str] | None:
         """Scope and key of a submission that wants to be the only one."""
@@ -114,7 +119,7 @@ class TermLaws:
     def claimed(self, task: Task, mono: int) -> None:
         """Nobody takes what is not due."""
         hold(task.terms.held_until is None, "Q-12", task.task_id, "began before its time")
-        task.terms.begun_mono = mono
+        task.terms.begun_mono, task.terms.begun_life = mono, self.life
 
     def ended(self, task: Task, reason: str, now: int | None) -> None:
         """It is terminal; ``now``: when its deadline was found to have passed."""
@@ -128,6 +133,14 @@ class TermLaws:
             chain.waiting = None  # cancelled while it waited: that ends it
             del self.chains[chain.name]
         task.terms.held_until = task.terms.deadline_at = None
+
+    def left(self, task: Task, mono: int) -> None:
+        """An attempt is over: not long after its time-out, unless nobody was there to look."""
+        wait_ms = task.terms.timeout_ms
+        if wait_ms is None or self.late_ms is None or task.terms.begun_life != self.life:
+            return
+        late = mono - task.terms.begun_mono - wait_ms
+        hold(late <= self.late_ms, "Q-13", task.task_id, "outlived its time-out by", late)
 
     def timed_out(self, task: Task, mono: int) -> None:
         """An attempt that took too long."""

@@ -390,14 +390,14 @@ PLANTED: dict[str, tuple[Plant, tuple[str, ...], str, str]] = {
     ),
     "a stop cancels": (a_stop_cancels, NATIVE, "G-4", ""),
     "a stop hands nothing back": (a_stop_hands_nothing_back, NATIVE, "R-3", ""),
-    "nothing is ever due": (nothing_is_ever_due, NATIVE, "liveness", ""),
+    "nothing is ever due": (nothing_is_ever_due, NATIVE, "liveness|Q-13", ""),
     "answered tasks wake no lane": (answered_tasks_wake_no_lane, NATIVE, "liveness", ""),
     "expired leases are nobody's business": (
         expired_leases_are_nobodys_business, NATIVE, "liveness", "zombies",
     ),
     "a delayed task does not wait": (a_delayed_task_does_not_wait, NATIVE, "Q-12", "delays"),
     "a delayed task is forgotten": (
-        asked(("held_due", "t.held = 1", "0"), ("next_held", "min(due_at)", "NULL")),
+        asked(("held_due", "t.held = 1", "0"), ("next_held", "min(due_at)", "max(NULL)")),
         NATIVE, "liveness|Q-12", "delays",
     ),
     "a delayed task comes back to its old place": (
@@ -423,7 +423,7 @@ PLANTED: dict[str, tuple[Plant, tuple[str, ...], str, str]] = {
     "a deadline is ignored": (
         asked(
             ("deadlines_due", "deadline_at <= :now", "0"),
-            ("next_deadline", "min(deadline_at)", "NULL"),
+            ("next_deadline", "min(deadline_at)", "max(NULL)"),
         ),
         NATIVE, "Q-13", "deadlines",
     ),
@@ -434,7 +434,7 @@ PLANTED: dict[str, tuple[Plant, tuple[str, ...], str, str]] = {
     "a time-out is ignored": (
         asked(
             ("timeouts_due", "timeout_mono <= :now_mono", "0"),
-            ("next_timeout", "min(timeout_mono)", "NULL"),
+            ("next_timeout", "min(timeout_mono)", "max(NULL)"),
         ),
         NATIVE, "Q-13|liveness", "timeouts",
     ),
