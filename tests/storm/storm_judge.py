@@ -143,9 +143,15 @@ def _gate(by: dict[str, list[Operation]]) -> Iterator[str]:
     for one in by["enqueue"]:
         if one.k == "ok" and one.deadline is not None:
             over[one.task] = min(over.get(one.task, float("inf")), one.deadline)
+    parked: dict[str, list[float]] = defaultdict(list)
+    for one in by["event"]:
+        if one.task is not None and one.to == "SUSPENDED":
+            parked[one.task].append(one.asked)
     edges = []
     for one in by["claim"]:
         if one.k == "ok" and one.task is not None:
+            if any(one.asked < at < one.asked + one.ttl for at in parked[one.task]):
+                continue  # it held its slot for a part of that time only
             end = min(
                 one.asked + one.ttl,
                 over.get(one.token, float("inf")),
