@@ -407,8 +407,8 @@ class Laws:
                 session.turn = None
 
     def children(self, task: Task) -> list[Task]:
-        """Its sub-tasks that have not ended."""
-        return [one for one in self.tasks.values() if one.parent is task and one.is_open]
+        """Its sub-tasks that never ended; for one that was brought back it does not wait."""
+        return [one for one in self.tasks.values() if one.parent is task and not one.ends]
 
     def _claimed(self, session: Session, task: Task) -> None:
         task.attempt += 1
