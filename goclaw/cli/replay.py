@@ -41,11 +41,16 @@ def replay(options: argparse.Namespace) -> int:
 def _from_files(home: Home, run_id: str) -> dict[str, Any]:
     """Nobody has the home open, and nobody needs to."""
     from goclaw.brains import REPEATABLE, BrainRunner, NamedBrains
+    from goclaw.core.clock import SystemClock
     from goclaw.core.config import load
+    from goclaw.core.processes import Children
     from goclaw.ops import replay as ops
+    from goclaw.policy.redact import Redactor
     from goclaw.skills.catalog import Catalog
     from goclaw.skills.tools import Listed
     from goclaw.store import Archive
+    from goclaw.tools.exec import ExecTool
+    from goclaw.tools.http import HttpTool
     from goclaw.tools.registry import Registry
 
     archive = Archive(home.root)
@@ -53,11 +58,15 @@ def _from_files(home: Home, run_id: str) -> dict[str, Any]:
     async def read(query: str, **arguments: Any) -> list[tuple[Any, ...]]:
         return archive.fetch(query, **arguments)
 
-    registry = Registry([Listed(Catalog(home.skills))])
+    # the same tools as a daemon has, since a brain names them; none of them is called
+    programs = ExecTool(Children(home.run / "children", SystemClock()), home.root)
+    registry = Registry([Listed(Catalog(home.skills)), HttpTool(), programs])
     named = NamedBrains(load(home.root, os.environ).brains, registry)
     runner = BrainRunner(registry, ops.RecordedGate(registry), named=named)
     try:
-        found = asyncio.run(ops.replay(read, runner, run_id, repeatable=REPEATABLE))
+        found = asyncio.run(
+            ops.replay(read, runner, run_id, repeatable=REPEATABLE, cleaner=Redactor())
+        )
     finally:
         archive.close()
     return found.to_json()
