@@ -260,7 +260,7 @@ def test_what_is_malformed_is_explained_as_a_denial(
         (["serve", "--stat"], 2, "Unrecognized arguments: --stat"),
         (["policy", "explain", "x", "fs.read", "y"], 2, "no subject"),
         (["policy", "explain", "run", "fs.reed", "y"], 2, "no action 'fs.reed'"),
-        (["run", "x", "--brain", "gpt"], 1, "no brain 'gpt'. There are direct"),
+        (["run", "x", "--brain", "gpt"], 1, "no brain 'gpt'. There are direct, script:FILE and acp:COMMAND;"),
         (["serve", "--brain", "gpt"], 3, "brain.default is refused: There is no brain 'gpt'."),
         (["run", "x", "--key", ""], 2, "--key takes 1 to 128"),
     ],
@@ -289,7 +289,7 @@ def test_a_brain_that_there_is_not_is_refused_before_anything_is_made(place: Wor
     for words in (("serve",), ("run", "x"), ("run", "x", "--detach")):
         told = place.goclaw(*words, code=3).stderr
         assert "brain.default is refused: There is no brain 'gpt'." in told
-        assert "There are direct" in told
+        assert "There are direct, script:FILE and acp:COMMAND;" in told
     place.home.config.unlink()
     place.goclaw("run", "x", "--brain", "scripts:x", code=1)
     assert len(place.lines("task", "list")) == 1
