@@ -260,7 +260,11 @@ def test_what_is_malformed_is_explained_as_a_denial(
         (["serve", "--stat"], 2, "Unrecognized arguments: --stat"),
         (["policy", "explain", "x", "fs.read", "y"], 2, "no subject"),
         (["policy", "explain", "run", "fs.reed", "y"], 2, "no action 'fs.reed'"),
-        (["run", "x", "--brain", "gpt"], 1, "no brain 'gpt'. There are direct, script:FILE and acp:COMMAND;"),
+        (
+            ["run", "x", "--brain", "gpt"],
+            1,
+            "no brain 'gpt'. There are direct, script:FILE and acp:COMMAND;",
+        ),
         (["serve", "--brain", "gpt"], 3, "brain.default is refused: There is no brain 'gpt'."),
         (["run", "x", "--key", ""], 2, "--key takes 1 to 128"),
     ],
