@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import goclaw
 from goclaw.client import asks
-from goclaw.client.link import Answered, Asked, Happened, Link, Missed, Refused, goclaw_meta
+from goclaw.client.link import Answered, Asked, Happened, Link, Missed, Refused
 from goclaw.client.reach import Starter, dial, gone
 from goclaw.client.records import Approval, Event, PromptResult
 from goclaw.client.turn import Turn
@@ -462,8 +462,7 @@ class Client:
         self, turn: Turn, message: dict[str, Any], on_event: Callable[[Event], None] | None
     ) -> PromptResult:
         error, answer = message.get("error"), message.get("result")
-        data = error.get("data") if error else goclaw_meta(answer or {})
-        run_id = turn.run_id or str((data or {}).get("runId") or "")
+        run_id = turn.run_id or asks.run_of(message)
         if error and not run_id:
             raise asks.exception(error)
         if not turn.whole:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from goclaw.client.link import goclaw_meta
 from goclaw.client.records import (
     Approval,
     EffectInfo,
@@ -18,6 +19,7 @@ from goclaw.client.records import (
     Status,
     TaskInfo,
 )
+from goclaw.core.errors import IdempotencyConflict
 from goclaw.protocol.messages import RemoteError
 
 if TYPE_CHECKING:
@@ -243,6 +245,18 @@ def exception(error: dict[str, Any]) -> GoclawError:
     return RemoteError(
         error.get("code", 0), str(error.get("message", "")), error.get("data")
     ).exception()
+
+
+def run_of(message: dict[str, Any]) -> str:
+    """The run that the answer to a prompt is about; empty when there is none.
+
+    A conflict of keys names the run that has the key, which is another's.
+    """
+    error = message.get("error")
+    if error and error.get("code") == IdempotencyConflict.rpc:
+        return ""
+    data = error.get("data") if error else goclaw_meta(message.get("result") or {})
+    return str((data or {}).get("runId") or "")
 
 
 def shown_error(error: dict[str, Any] | None) -> dict[str, Any] | None:

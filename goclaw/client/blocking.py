@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import goclaw
 from goclaw.client import asks
-from goclaw.client.link import Answered, Asked, Happened, Link, Missed, Refused, Told, goclaw_meta
+from goclaw.client.link import Answered, Asked, Happened, Link, Missed, Refused, Told
 from goclaw.client.reach import Starter, dial, gone
 from goclaw.client.records import Approval, Event, PromptResult
 from goclaw.client.turn import Turn
@@ -315,8 +315,7 @@ class SyncClient:
         message = self._answers.pop(prompted.request_id)
         error, answer = message.get("error"), message.get("result")
         turn = prompted.turn
-        data = error.get("data") if error else goclaw_meta(answer or {})
-        run_id = turn.run_id or str((data or {}).get("runId") or "")
+        run_id = turn.run_id or asks.run_of(message)
         if error and not run_id:
             raise asks.exception(error)
         if not turn.whole:

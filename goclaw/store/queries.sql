@@ -1688,7 +1688,7 @@ SELECT t.tid, t.task_id, t.sid, t.pool, t.state, t.dropped_at, s.open, i.deleted
 
 -- All that decides when a task goes on. head, stalled: whose place those of its line are (Q-14).
 -- fragment: why condition
-SELECT t.tid, t.task_id, t.sid, t.kind, t.pool, t.state, t.reason, t.attempt, t.failures, t.crashes,
+SELECT t.tid, t.task_id, t.run_id, t.sid, t.kind, t.pool, t.state, t.reason, t.attempt, t.failures, t.crashes,
        t.max_attempts, t.lease_owner, t.lease_until_mono, t.timeout_mono, t.due_mono, t.due_at,
        t.deadline_at, t.held, t.line, t.seq, t.rank, t.fingerprint, t.dropped_at, t.end_event, t.wid,
        w.work, s.turn, r.error, c.cron, c.zone, h.tid AS head, h.start, h.tie, h.ready_at,
@@ -1954,9 +1954,10 @@ INSERT INTO taints (sid, label, source, event_id) VALUES (:sid, :label, :source,
 SELECT 1 FROM taints LIMIT 1;
 
 -- query: taints_of sid
-WITH RECURSIVE line (sid) AS (
-  SELECT :sid
-  UNION
-  SELECT i.parent_sid FROM session_info AS i JOIN line USING (sid) WHERE i.parent_sid IS NOT NULL
-)
-SELECT label FROM taints JOIN line USING (sid);
+SELECT label FROM taints WHERE sid IN (
+  WITH RECURSIVE line (sid) AS (
+    SELECT :sid
+    UNION
+    SELECT i.parent_sid FROM session_info AS i JOIN line USING (sid) WHERE i.parent_sid IS NOT NULL
+  )
+  SELECT sid FROM line);

