@@ -323,8 +323,9 @@ def test_a_cursor_that_retention_has_passed_is_a_gap(home: Path) -> None:
         channel.ring.clear()
         with apsw.Connection(str(home / "goclaw.db")) as connection:
             connection.execute("DELETE FROM events WHERE event_id <= 3")
-        with pytest.raises(ReplayGap):
+        with pytest.raises(ReplayGap) as gap:
             await hub.read(channel, 1, 1 << 20, KINDS_OPTED_IN, lines=True)
+        assert (gap.value.data["oldestEventId"], gap.value.data["headEventId"]) == (4, 5)
         data, _ = await hub.read(channel, 3, 1 << 20, KINDS_OPTED_IN, lines=True)
         assert ids(data) == [4, 5]
         with apsw.Connection(str(home / "goclaw.db")) as connection:

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import orjson
 import pytest
 
@@ -349,9 +350,17 @@ def test_a_reader_that_caught_up_is_counted_no_more(bench: Bench) -> None:
 @on_loop
 @pytest.mark.req("W-9", "W-12")
 async def test_retention_that_passes_a_cursor_closes(bench: Bench) -> None:
-    bench.publish(5)  # before anybody watches: only the store could have them
-    # ... and the oldest that the store has left is the fifth
-    bench.hub._database.fetch_packed = lambda *_: (b"?", 5, 5)  # type: ignore[method-assign]
+    database = bench.hub._database
+    database.start(lambda events: None)
+    await database.write(
+        "session_new", session_id="s1", stream_id="t", salt=b"salt", cwd="/", roots="[]",
+        brain="direct", interactive=0, now=1,
+    )  # fmt: skip
+    bench.heads[1] = 5  # before anybody watches: only the store could have them
+    for _ in range(5):
+        await database.write("session_event", sid=1, kind=0, type="update", payload=b"{}", now=1)
+    with apsw.Connection(str(database.path)) as connection:
+        connection.execute("DELETE FROM events WHERE event_id < 5")
     bench.subscribe(2)
     await bench.stopped.wait()
     assert bench.slow == [CloseReason.RETENTION]
