@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +74,10 @@ def test_an_answer_is_cut_at_its_bound() -> None:
 
 def test_an_answer_that_does_not_come_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GET has failed then; of anything else nobody knows whether it happened (E-3)."""
-    from goclaw.net import http
+    from goclaw.net.http import Client
 
-    monkeypatch.setitem(http._TIMEOUTS, "read", 0.05)
+    soon = functools.partialmethod(Client.stream, quiet_ms_max=50)
+    monkeypatch.setattr(Client, "stream", soon)
     status, said, _ = asked({"url": "/hang"})
     assert (status, said["code"]) == ("failed", "no_answer")
     with pytest.raises(TimeoutError):
