@@ -233,13 +233,16 @@ class _Trial:
         try:
             self._start()
             with SyncClient(self._home, reach=self._reach) as client:
-                self._drive(client)
-            self._end(signal.SIGTERM)
+                session = self._drive(client)
+            while not self._stop():  # the next daemon has to know as much
+                self._start()
+                with SyncClient(self._home, reach=self._reach) as client:
+                    self._read(client, session)
         except (_Stopped, GoclawError, OSError, ValueError) as error:
             self._life.troubles.append(str(error))
         finally:
             watch.cancel()
-            self._end(signal.SIGKILL)
+            self._end()
         self._life.dispatches = Sink(self.folder / SINK).dispatches()
         return self._life
 
@@ -279,14 +282,13 @@ class _Trial:
         process = self._process
         assert process is not None
         if process.poll() is not None:
-            self._bury(process)
+            self._end()
+            self._count(process.returncode)
             self._start()
         return dial(self._home)
 
-    def _bury(self, process: subprocess.Popen[str]) -> None:
+    def _count(self, code: int) -> None:
         """Only armed daemons may be dead, and only by their kill."""
-        process.communicate()
-        code = process.returncode
         if self._late.is_set():
             raise _Stopped(f"the run did not end within {limits.DRILL_LIFE_MS_MAX // 1000} s")
         if code != -signal.SIGKILL or self._life.kills == self._kills_max:
@@ -298,20 +300,32 @@ class _Trial:
         if self._process is not None:
             self._process.kill()
 
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        said, _ = process.communicate()
-        if number is signal.SIGTERM and process.returncode:
-            raise _Stopped(f"a stop ended with exit code {process.returncode}")
-        if number is signal.SIGTERM:
+    def _stop(self) -> bool:
+        """Stop the daemon in good order; False when its kill struck meanwhile: a stop commits."""
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        process.send_signal(signal.SIGTERM)
+        said = process.stdout.read()
+        code = process.wait()
+        if code == 0:
             self.hits = json.loads(said.splitlines()[-1])
+            return True
+        self._end()
+        self._count(code)
+        return False
+
+    def _end(self) -> None:
+        """Nothing is left of the daemon."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
 
     # -- the client -----------------------------------------------------------------------------
 
-    def _drive(self, client: SyncClient) -> None:
+    def _drive(self, client: SyncClient) -> str:
+        """The session, when its run has ended."""
         client.on_question = self._answer
         brain = f"script:{self.folder / 'script.json'}"
         session = client.new_session(self._plan.cwd, key="session", brain=brain).session_id
@@ -320,6 +334,11 @@ class _Trial:
         life = self._life
         life.run_id, life.text = result.run_id, result.text
         life.tools = [(tool.name, tool.status, tool.output) for tool in result.tools]
+        self._read(client, session)
+        return session
+
+    def _read(self, client: SyncClient, session: str) -> None:
+        life = self._life
         life.log = {event.event_id: event.to_json() for event in client.history(session)}
         life.runs = {task.run_id: task.state for task in client.tasks()}
 

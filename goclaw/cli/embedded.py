@@ -12,7 +12,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from goclaw.core import config, log
+from goclaw.core import config, limits, log
 from goclaw.core.clock import SystemClock
 from goclaw.daemon import Daemon, check_config
 
@@ -58,7 +58,11 @@ class Embedded:
     def join(self, wait_ms: int | None = None) -> bool:
         """Leave it: it ends when its last client has left; wait for that. False: it has not yet."""
         self._ask(Daemon.owner_left)
-        self._thread.join(None if wait_ms is None else wait_ms / 1000)
+        if wait_ms is not None:
+            self._thread.join(wait_ms / 1000)
+        while wait_ms is None and self._thread.is_alive():
+            # A signal that comes just before a wait does not end it; its handler runs between two.
+            self._thread.join(limits.SIGNAL_LOOK_MS / 1000)
         return not self._thread.is_alive()
 
     def _ask(self, wish: Callable[[Daemon], None]) -> None:

@@ -201,6 +201,7 @@ START_MS_MAX: Final = 60_000  # a daemon that drains (30 s) and another that sta
 RECONNECT_MS_MAX: Final = 10_000  # a client that starts no daemon waits this long for its return
 TAKE_OVER_MS: Final = 3_000  # a service manager has restarted its daemon by then, if there is one
 LEAVE_MS: Final = 2_000  # for the other clients of an embedded daemon, before its owner is told
+SIGNAL_LOOK_MS: Final = 500  # a signal that comes as a wait begins is seen this late
 START_AGAIN_MS: Final = 200  # between two tries to start a daemon
 POLL_MS: Final = 20  # between two looks for a daemon that starts
 LOSSES_MAX: Final = 20  # connections in a row on which the daemon said nothing before it went

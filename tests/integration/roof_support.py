@@ -65,11 +65,12 @@ class World:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def popen(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a command line."""
+        """Start a command line; ``program``: with these words for the interpreter instead."""
+        command = [sys.executable, *options.pop("program", GOCLAW[1:]), *words]
         environ = options.pop("environ", {})
         pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         child: subprocess.Popen[str] = subprocess.Popen(
-            [*GOCLAW, *words], env=self.environ | environ, cwd=self.cwd, text=True,
+            command, env=self.environ | environ, cwd=self.cwd, text=True,
             **({"stdin": subprocess.DEVNULL} | pipes | options),
         )  # fmt: skip
         self.children.append(child)

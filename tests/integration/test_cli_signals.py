@@ -38,6 +38,22 @@ runpy.run_module("goclaw", run_name="__main__", alter_sys=True)
 """
 
 
+# SIGTERM once the main thread waits for the others for good: taken by another thread, it does not
+# end a wait, as one that comes right before the wait does not.
+UNWOKEN = """
+import os, runpy, signal, sys, threading
+
+def strike():
+    with os.fdopen(os.dup(0)) as told:
+        told.readline()
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+threading.Thread(target=strike, daemon=True).start()
+sys.argv[0] = "goclaw"
+runpy.run_module("goclaw", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.fixture
 def place(home: Path) -> Iterator[World]:
     with world(home) as made:
@@ -126,6 +142,24 @@ def test_sigterm_while_others_use_the_embedded_daemon_ends_it_in_good_order(plac
     owner.send_signal(signal.SIGTERM)
     assert owner.wait(DEADLINE_MS / 1000) == 143
     assert place.pid() in (None, follower.pid)
+
+
+@pytest.mark.req("R-3", "U-2")
+def test_sigterm_that_wakes_nobody_ends_the_wait_for_others(place: World) -> None:
+    words = ("run", "/sleep 600", "--json")
+    owner = place.popen(*words, program=("-c", UNWOKEN), stdin=subprocess.PIPE)
+    session = read_until(owner, "task.suspended")["sessionId"]
+    follower = place.popen("events", session, "--follow", "--json")
+    assert follower.stdout is not None
+    follower.stdout.readline()
+    place.goclaw("cancel", place.lines("task", "list")[0]["taskId"])
+    assert owner.stderr is not None
+    while "other programs use this daemon" not in (line := owner.stderr.readline()):
+        assert line
+    assert owner.stdin is not None
+    owner.stdin.write("now\n")
+    owner.stdin.flush()
+    assert owner.wait(DEADLINE_MS / 1000) == 143
 
 
 @pytest.mark.req("R-3", "U-2")

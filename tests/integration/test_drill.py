@@ -81,13 +81,16 @@ def bad(home: Path, fault: str, *kinds: str, kills: int | None = None) -> Report
 @pytest.mark.req("E-10")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("fault", "kinds"), [("repeat", ("irreversible", "probeable")), ("rekey", ("keyed",))]
+    ("fault", "kinds", "kills"),
+    [("repeat", ("irreversible", "probeable"), 21), ("rekey", ("keyed",), 18)],
 )
 def test_an_effect_that_happens_too_often_is_called_bad(
-    fault: str, kinds: tuple[str, ...], home: Path
+    fault: str, kinds: tuple[str, ...], kills: int, home: Path
 ) -> None:
-    report = bad(home, fault, *kinds)
+    """Killed on one side of every commit: an effect's two fatal moments are on either."""
+    report = bad(home, fault, *kinds, kills=kills)
     assert not report.held
+    assert report.boundaries == kills
     said = {what for _, what in report.violations}
     for index, kind in enumerate(kinds):
         says = f"effect {2 * index + 1} ({kind}, completed) happened 2 times"
