@@ -89,6 +89,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     raise pytest.UsageError(f"{item.nodeid}: there is no requirement {name!r}")
                 proved = config.stash[_proved]
                 proved[name] = proved.get(name, 0) + 1
+    if os.environ.get("GOCLAW_PURE") == "1":
+        # Cases that choose the native build themselves are no cases of this one.
+        theirs = [item for item in items if "native" in _chosen(item)]
+        config.hook.pytest_deselected(items=theirs)
+        items[:] = [item for item in items if item not in set(theirs)]
+
+
+def _chosen(item: pytest.Item) -> list[object]:
+    """The values of a case's parameters that can be a build's name."""
+    callspec = getattr(item, "callspec", None)
+    return [] if callspec is None else [one for one in callspec.params.values() if type(one) is str]
 
 
 class SkipLedger:
