@@ -18,7 +18,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 HERE = Path(__file__).parent
 SKIPS = HERE / "skips.txt"
@@ -100,6 +100,17 @@ def _chosen(item: pytest.Item) -> list[object]:
     """The values of a case's parameters that can be a build's name."""
     callspec = getattr(item, "callspec", None)
     return [] if callspec is None else [one for one in callspec.params.values() if type(one) is str]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test printed or logged may be no text; between processes a report travels as UTF-8."""
+    report = yield
+    report.sections = [
+        (title, text.encode("utf-8", "backslashreplace").decode())
+        for title, text in report.sections
+    ]
+    return report
 
 
 class SkipLedger:
