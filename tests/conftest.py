@@ -58,6 +58,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        # Each of thousands of processes would compile the package anew: half of its start.
+        bytecode = tempfile.mkdtemp(prefix="goclaw-bytecode-")
+        config.add_cleanup(lambda: shutil.rmtree(bytecode, ignore_errors=True))
+        os.environ["PYTHONPYCACHEPREFIX"] = bytecode
     config.stash[_proved] = {}
     config.stash[_skipped] = []
     if config.getoption("req_report") and config.getoption("numprocesses", None):

@@ -9,13 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import checks
 import pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SUITE = """
 import pytest
@@ -120,3 +117,25 @@ def test_native_code_that_was_expected_and_is_not_there_stops_the_run(tmp_path: 
     code, output = run(tmp_path, GOCLAW_PURE="1", GOCLAW_EXPECT_NATIVE="1")
     assert code == 4, output
     assert "native code was expected" in output
+
+
+CHILDREN = """
+import os, subprocess, sys
+from pathlib import Path
+
+def test_child():
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
+    subprocess.run([sys.executable, "-c", "import goclaw.core.states"], check=True)
+    bytecode = Path(os.environ["PYTHONPYCACHEPREFIX"])
+    assert list(bytecode.rglob("states.*.pyc"))
+    Path(__file__).with_name("where").write_text(str(bytecode))
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_children_share_their_bytecode_and_leave_none(
+    tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    code, output = run(tmp_path, *workers, suite=CHILDREN, PYTHONDONTWRITEBYTECODE="1")
+    assert code == 0, output
+    assert not Path((tmp_path / "where").read_text()).exists()
