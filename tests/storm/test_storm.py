@@ -23,7 +23,7 @@ SECONDS = float(os.environ.get("GOCLAW_STORM_SECONDS", "5"))
 
 @pytest.mark.req(
     "Q-1", "Q-2", "Q-3", "Q-4", "Q-5", "Q-6", "Q-9", "Q-11", "Q-12", "Q-13", "Q-16", "E-1", "E-3",
-    "E-6", "I-1", "I-2", "I-3", "I-4", "W-4", "W-11", "A-10", "G-1", "G-2", "G-3",
+    "E-6", "I-1", "I-2", "I-3", "I-4", "W-4", "W-11", "A-8", "A-10", "G-1", "G-2", "G-3",
 )  # fmt: skip
 @pytest.mark.timeout(400)
 def test_a_storm_leaves_no_trace() -> None:
@@ -31,7 +31,12 @@ def test_a_storm_leaves_no_trace() -> None:
         pure = os.environ.get("GOCLAW_PURE") == "1"
         storm = Storm(Path(folder), 1, SECONDS, pure=pure)
         assert storm.rage() == []
-        assert storm.kills.kills >= 3
+        # The storm's look at the audit sees what a person sees.
+        audit = storm.home / "logs" / "audit.jsonl"
+        _, _, rest = audit.read_bytes().partition(b"\n")
+        audit.write_bytes(rest)
+        (found,) = storm.audited()
+        assert "record 1 of the file: its line was removed" in found
 
 
 # -- the judge is seen to condemn -----------------------------------------------------------------
