@@ -51,6 +51,14 @@ __all__ = [
 SYSTEM_SESSION = "_system"
 _USER_KIND = 2
 _ANY_TIME = Terms()
+_KEY_TWICE: Final = (
+    "The key was used before in this session with another prompt; nothing ran.",
+    "Use a new key for new work.",
+)
+_MADE_TWICE: Final = (
+    "A request with this id came before on this connection with another prompt; nothing ran.",
+    "Give each request an id of its own, or the prompt an idempotencyKey.",
+)
 
 
 class Intake:
@@ -177,13 +185,18 @@ class Intake:
         blocks: list[dict[str, Any]],
         *,
         key: str | None,
+        made: bool = False,
         client: str | None,
         origin: str,
         trace: str | None = None,
         decision: Decision | None = None,
         parent_tid: int | None = None,
     ) -> Accepted:
-        """A prompt becomes a task and the user's words become events, in one transaction."""
+        """A prompt becomes a task and the user's words become events, in one transaction.
+
+        ``made``: no client gave the key, it was made for the request. It finds the submission
+        again and is in no event and no effect's key (E-4).
+        """
         body = {"prompt": blocks}
         payload = orjson.dumps(body)
         if len(payload) > limits.FRAME_BYTES_MAX:
@@ -199,10 +212,9 @@ class Intake:
             raise _too_large("part of a prompt", limits.EVENT_BYTES_MAX)
         return await self._enqueue(
             session, "prompt", f"brain:{session.brain}", payload, hash=_hash(key, body), key=key,
-            client=client,
-            origin=origin, trace=trace, decision=decision, words=words, on_unknown="tell_brain",
-            parallel=False, priority=limits.PRIORITY, max_attempts=self._queue.max_attempts,
-            terms=_ANY_TIME, parent_tid=parent_tid,
+            made=made, client=client, origin=origin, trace=trace, decision=decision, words=words,
+            on_unknown="tell_brain", parallel=False, priority=limits.PRIORITY,
+            max_attempts=self._queue.max_attempts, terms=_ANY_TIME, parent_tid=parent_tid,
         )  # fmt: skip
 
     async def submit_tool(
@@ -293,6 +305,7 @@ class Intake:
         max_attempts: int,
         terms: Terms,
         parent_tid: int | None = None,
+        made: bool = False,
     ) -> Accepted:
         try:
             not_before, recurrence = self._begin(terms)
@@ -306,7 +319,7 @@ class Intake:
         bind = self._database.bind
         parts = [
             bind(
-                "enqueue", sid=session.sid, key=key, hash=hash,
+                "enqueue", sid=session.sid, key=key, made=int(made), hash=hash,
                 task_id=task_id, run_id=run_id, pool=pool, work=work, kind=kind,
                 parallel=int(parallel),
                 rank=limits.PRIORITY_MAX - priority, max_attempts=max_attempts,
@@ -343,9 +356,10 @@ class Intake:
             raise _full("session", self._queue.session_limit) from error
         except IdempotencyConflict as error:
             known = await self._database.read("submission", sid=session.sid, key=key)
+            what, hint = _MADE_TWICE if made else _KEY_TWICE
             raise IdempotencyConflict(
-                "The key was used before in this session with another prompt; nothing ran.",
-                hint="Use a new key for new work.",
+                what,
+                hint=hint,
                 idempotencyKey=key,
                 runId=known[0][1] if known else None,
             ) from error

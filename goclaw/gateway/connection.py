@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from goclaw.protocol.jsonrpc import (
     Cancel,
     Peer,
     Send,
+    canonical,
     encode_notification,
     method_unknown,
 )
@@ -486,6 +488,17 @@ class Connection:
     def withdrawn(self) -> bool:
         """True when the peer gave up on the request that is being begun."""
         return self._current in self._withdrawn
+
+    @property
+    def request_key(self) -> str:
+        """The submission key of the request that is being begun, where the client gave none: the
+        same for the same id on this connection, and for none on another (PROTOCOL 2.5)."""
+        assert self._current is not None
+        request_id = self._current.request.id
+        if request_id is None:  # every request without an id is another
+            return self.engine.clock.new_id("request")
+        parts = canonical([self.connection_id, request_id])
+        return f"request_{hashlib.sha256(parts).hexdigest()}"
 
     def open_turn(self, sid: int, submission: asyncio.Future[Accepted]) -> Turn:
         """Remember the prompt that is being begun, until its answer."""

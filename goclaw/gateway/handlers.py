@@ -320,8 +320,9 @@ async def _prompt(connection: Connection, params: Params) -> Reply | Later:
     connection.attach_live(session)
     submission = asyncio.ensure_future(
         connection.engine.intake.submit_prompt(
-            session, blocks, key=key, client=connection.client_id, origin=str(connection.origin),
-            trace=params.trace, decision=decision,
+            session, blocks, key=key or connection.request_key, made=key is None,
+            client=connection.client_id, origin=str(connection.origin), trace=params.trace,
+            decision=decision,
         )
     )  # fmt: skip
     connection.roster.submitting(session.sid, submission)

@@ -288,10 +288,11 @@ SELECT s.head AS event_id, s.salt, s.link, t.tid, t.run_id, t.task_id, t.trace,
  WHERE s.sid = :sid;
 <<event :kind | :type | :payload>>
 
--- program: enqueue sid key hash task_id run_id pool work kind parallel rank max_attempts on_unknown policy_version trace payload client origin not_before timeout_ms deadline_at unique_key parent_tid session_limit now
+-- program: enqueue sid key made hash task_id run_id pool work kind parallel rank max_attempts on_unknown policy_version trace payload client origin not_before timeout_ms deadline_at unique_key parent_tid session_limit now
 -- Accept a task: the row, its event, its place in line. The same key again returns the same task; so
 -- does the key of a unique task that has not ended, which is remembered with it (E-6). With not_before it takes its place when it is due.
 -- Keys outlive results: expired says that the known task has ended and its result is gone (E-6).
+-- A made key is the connection's, not the client's word: it finds the submission and is told nowhere.
 -- returns: tid task_id run_id event_id state duplicate expired
 -- step: run
 SELECT NULL AS dup_tid, NULL AS dup_hash, 0 AS duplicate, 0 AS expired, 0 AS attempt, 'QUEUED' AS state;
@@ -345,7 +346,7 @@ VALUES (:tid, :task_id, :run_id, :sid, max(:tid, :tail + 1), iif(:parallel, :wid
         :not_before, :timeout_ms, :deadline_at, :parent_tid, :event_id + 1, :now, :now);
 -- step: run
 INSERT INTO task_payloads (tid, payload, key, client, origin, unique_key)
-VALUES (:tid, :payload, :key, :client, :origin, :unique_key);
+VALUES (:tid, :payload, iif(:made, NULL, :key), :client, :origin, :unique_key);
 -- step: run
 INSERT INTO submissions (sid, key, hash, tid, created_at)
 SELECT :sid, :key, :hash, :tid, :now WHERE :key IS NOT NULL;
@@ -355,7 +356,8 @@ SELECT iif(:pool = '', 'session:' || :sid, 'pool:' || :pool), :unique_key, :tid
  WHERE :unique_key IS NOT NULL;
 -- step: emit
 SELECT 1 AS kind, 'run.accepted' AS type,
-       json_object('origin', :origin, 'idempotencyKey', :key) AS payload WHERE :kind = 'prompt'
+       json_object('origin', :origin, 'idempotencyKey', iif(:made, NULL, :key)) AS payload
+ WHERE :kind = 'prompt'
  UNION ALL
 SELECT 1, 'task.queued',
        iif(ifnull(:not_before, :deadline_at) IS NULL,

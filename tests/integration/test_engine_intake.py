@@ -65,6 +65,32 @@ def test_a_prompt_and_the_users_words_are_one_transaction(home: Path) -> None:
 # -- keys -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.req("E-4", "W-6")
+def test_a_made_key_finds_the_prompt_and_is_no_effect_s(home: Path) -> None:
+    house = Home(home)
+    keys: list[str | None] = []
+
+    async def work(attempt: Attempt) -> Outcome:
+        keys.append(attempt.task.key)
+        return Succeeded()
+
+    house.plays["work"] = work
+
+    async def main(world: World) -> None:
+        session = await world.session()
+        accepted = await world.prompt(session, "work", key="k", made=True)
+        await world.ended(accepted)
+        again = await world.prompt(session, "work", key="k", made=True)
+        assert (again.run_id, again.duplicate) == (accepted.run_id, True)
+        with pytest.raises(IdempotencyConflict) as conflict:
+            await world.prompt(session, "other", key="k", made=True)
+        assert conflict.value.data["runId"] == accepted.run_id
+        assert (await world.events(session))[0][1]["idempotencyKey"] is None
+        assert keys == [None]
+
+    house.live(main)
+
+
 @pytest.mark.req("E-6", "W-6", "I-3")
 def test_a_key_means_one_task_over_its_life_and_restarts(home: Path) -> None:
     house = Home(home)

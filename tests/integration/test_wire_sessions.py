@@ -6,6 +6,7 @@ Owns nothing but the tests. Not in here: replay (``test_wire_replay.py``), permi
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from wire_support import OPTED_IN, Client, House, text, wire
@@ -127,6 +128,78 @@ async def test_the_same_key_joins_a_running_turn(house: House) -> None:
         results[0]["_meta"]["goclaw"]["runId"]
     }
     assert results[1]["_meta"]["goclaw"]["duplicate"] is True
+    assert house.runner.ran == ["wait:g done"]
+
+
+async def prompted(client: Client, session: str, words: str, request_id: object) -> dict[str, Any]:
+    """The next answer under an id of the test's own, to a prompt."""
+
+    def answers() -> list[dict[str, Any]]:
+        return [m for m in client.messages if m.get("id") == request_id and "method" not in m]
+
+    before = len(answers())
+    params = {"sessionId": session, "prompt": text(words)}
+    await client.send({"id": request_id, "method": "session/prompt", "params": params})
+    await client.wait_for(lambda _: len(answers()) > before)
+    return answers()[-1]
+
+
+@wire()
+@pytest.mark.req("W-6")
+async def test_without_a_key_a_request_is_its_own(house: House) -> None:
+    client = await house.unix(**OPTED_IN)
+    session = await client.new_session()
+    for request_id in ("7", 7):  # not the same id
+        first = await prompted(client, session, "hello", request_id)
+        again = await prompted(client, session, "hello", request_id)
+        ours = again["result"]["_meta"]["goclaw"]
+        assert ours == {**first["result"]["_meta"]["goclaw"], "duplicate": True}
+        other = (await prompted(client, session, "other", request_id))["error"]
+        assert (other["code"], other["data"]["runId"]) == (-31003, ours["runId"])
+        assert "request with this id" in other["message"]
+    assert house.runner.ran == ["hello", "hello"]
+    events = [m["params"]["event"] for m in client.messages if "event" in m.get("params", {})]
+    keys = [one["idempotencyKey"] for one in events if one["type"] == "run.accepted"]
+    assert keys == [None, None]  # the client gave none
+
+
+@wire()
+@pytest.mark.req("W-6")
+async def test_a_null_id_stands_for_no_request_twice(house: House) -> None:
+    client = await house.unix()
+    session = await client.new_session()
+    runs = [(await prompted(client, session, "hello", None))["result"] for _ in range(2)]
+    assert len({one["_meta"]["goclaw"]["runId"] for one in runs}) == 2
+    assert house.runner.ran == ["hello", "hello"]
+
+
+@wire()
+@pytest.mark.req("W-6", "W-10")
+async def test_a_request_sent_again_on_another_connection_is_another(house: House) -> None:
+    client = await house.unix()
+    session = await client.new_session()
+    capabilities = {"_meta": {"goclaw": {"version": 1, "clientId": "me"}}}
+    for dial in (house.unix, house.unix, house.ws):
+        client = await dial(**capabilities)
+        assert "result" in await prompted(client, session, "hello", 7)
+        assert "result" in await prompted(client, session, "other", 8)
+        await client.close()
+    assert house.runner.ran == ["hello", "other"] * 3
+
+
+@wire()
+@pytest.mark.req("W-6")
+async def test_an_open_request_s_id_is_refused_and_queues_nothing(house: House) -> None:
+    client = await house.unix(**OPTED_IN)
+    session = await client.new_session()
+    first = await client.prompt(session, "wait:g done")
+    await client.event("run.accepted")
+    params = {"sessionId": session, "prompt": text("wait:g done")}
+    await client.send({"id": first, "method": "session/prompt", "params": params})
+    refusal = await client.answer(None)
+    assert (refusal["error"]["code"], refusal["error"]["data"]["requestId"]) == (-32600, first)
+    house.open_gate("g")
+    assert (await client.answer(first))["result"]["stopReason"] == "end_turn"
     assert house.runner.ran == ["wait:g done"]
 
 
