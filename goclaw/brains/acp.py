@@ -41,6 +41,7 @@ from goclaw.tools.gate import error_output
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+    from goclaw.core.capability import Capability
     from goclaw.core.decisions import Decision
     from goclaw.core.processes import Children
     from goclaw.core.records import Attempt, Session, Task
@@ -121,7 +122,7 @@ class AgentBrain:
         decisions = self._decide(attempt.task, attempt.session, gate)
         prompt = orjson.loads(attempt.task.payload)["prompt"]
         for number in range(limits.AGENT_TURNS_MAX):
-            turn = _Turn(self, attempt, gate, number, prompt)
+            turn = _Turn(self, attempt, gate, number, prompt, decisions[-1])
             call = Call(
                 kind="brain", name=self.name, request=orjson.dumps({"turn": number}),
                 effect_class=EffectClass.IRREVERSIBLE, dispatch=turn.dispatch,
@@ -173,7 +174,7 @@ class AgentBrain:
 
     # -- processes -----------------------------------------------------------------------------
 
-    async def agent(self, attempt: Attempt, *, known_only: bool) -> Agent:
+    async def agent(self, attempt: Attempt, right: Capability, *, known_only: bool) -> Agent:
         """The process that answers the session, ready for a prompt. Retryable and BrainFailed:
         nothing was sent. ``known_only``: it must know what was said before."""
         session = attempt.session
@@ -188,7 +189,9 @@ class AgentBrain:
         await self._make_room()
         known = await self._known(session)
         assert self._children is not None
-        agent = await Agent.start(self._children, self._command, env=self._environ, cwd=session.cwd)
+        agent = await Agent.start(
+            self._children, right, self._command[1:], env=self._environ, cwd=session.cwd
+        )
         try:
             taken_up = await agent.open_session(session.cwd, session.roots, known)
             if known_only and not taken_up:
@@ -294,8 +297,10 @@ class _Turn:
         gate: Gate,
         number: int,
         prompt: list[dict[str, Any]],
+        program: Decision,
     ) -> None:
         self._brain, self._attempt, self._gate = brain, attempt, gate
+        self._program = program
         self._task, self._session = attempt.task, attempt.session
         self._number, self._prompt = number, prompt
         task = attempt.task
@@ -331,7 +336,8 @@ class _Turn:
             self._deltas.abandon()
 
     async def _begun(self) -> Agent:
-        agent = await self._brain.agent(self._attempt, known_only=self._number > 0)
+        right = self._gate.granted(self._program, answered=True)  # the journal sent the turn
+        agent = await self._brain.agent(self._attempt, right, known_only=self._number > 0)
         own = {
             "agent": self._brain.name, "agentSession": agent.session_id, "turn": self._number,
         }  # fmt: skip
@@ -474,8 +480,8 @@ class _Turn:
         exact = orjson.dumps([call.request.id, call.request.method, call.request.params])
         return await self._attempt.ask(hashlib.sha256(exact).digest(), request, [decision])
 
-    async def _permitted(self, call: jsonrpc.Call, action: str, path: object) -> str:
-        """The path that may be opened. PolicyDenied."""
+    async def _permitted(self, call: jsonrpc.Call, action: str, path: object) -> Capability:
+        """The right to open the path. PolicyDenied."""
         if not isinstance(path, str):
             raise InvalidParams("`path` must be a text.")
         decision, place = await self._gate.decide_path(
@@ -497,12 +503,13 @@ class _Turn:
                 f"{action} {place}: {why}.", hint="goclaw's policy.toml decides.",
                 decisionId=decision.decision_id, reason=why,
             )  # fmt: skip
-        return place
+        return self._gate.granted(decision, answered=True)
 
     async def _read_file(self, call: jsonrpc.Call, params: dict[str, Any]) -> object:
-        place = await self._permitted(call, "fs.read", params.get("path"))
+        right = await self._permitted(call, "fs.read", params.get("path"))
+        place = right.resource
         try:
-            data = await self._gate.read(place, limits.FRAME_BYTES_MAX // 8)
+            data = await self._gate.read(right, limits.FRAME_BYTES_MAX // 8)
         except OSError as error:
             raise InvalidParams(f"{place} cannot be read: {error.strerror}.") from None
         if len(data) > limits.FRAME_BYTES_MAX // 8:
@@ -517,9 +524,10 @@ class _Turn:
         content = params.get("content")
         if not isinstance(content, str):
             raise InvalidParams("`content` must be a text.")
-        place = await self._permitted(call, "fs.write", params.get("path"))
+        right = await self._permitted(call, "fs.write", params.get("path"))
+        place = right.resource
         try:
-            await self._gate.write(place, content.encode("utf-8", "replace"))
+            await self._gate.write(right, content.encode("utf-8", "replace"))
         except OSError as error:
             raise InvalidParams(f"{place} cannot be written: {error.strerror}.") from None
         return None

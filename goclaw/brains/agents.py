@@ -20,6 +20,7 @@ from goclaw.protocol.jsonrpc import Answer, Call, Peer, Send, encode_notificatio
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from goclaw.core.capability import Capability
     from goclaw.core.errors import GoclawError
     from goclaw.core.processes import Children
     from goclaw.protocol.jsonrpc import Incoming
@@ -54,19 +55,26 @@ class Agent:
 
     @classmethod
     async def start(
-        cls, children: Children, command: Sequence[str], *, env: Mapping[str, str], cwd: str
+        cls,
+        children: Children,
+        right: Capability,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
     ) -> Agent:
-        """Begin the program and shake hands. BrainFailed when it cannot begin or does not speak
-        ACP, Retryable when it ended or hung on the way."""
+        """Begin the program that was decided about and shake hands. BrainFailed when it cannot
+        begin or does not speak ACP, Retryable when it ended or hung on the way."""
+        program = right.use("exec.run")
         pipe = asyncio.subprocess.PIPE
         try:
             process = await children.open(
-                command, env=env, cwd=cwd, stdin=pipe, stdout=pipe,
+                [program, *arguments], env=env, cwd=cwd, stdin=pipe, stdout=pipe,
                 stderr=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
         except OSError as error:
             raise BrainFailed(
-                f"The agent {command[0]} cannot be started: {error.strerror or error}.",
+                f"The agent {program} cannot be started: {error.strerror or error}.",
                 hint="Check the command.",
             ) from None
         agent = cls(children, process)

@@ -35,6 +35,7 @@ GoclawError
 │   ├── ModelUnknown                 ├── ContextOverflow
 │   ├── QuotaExhausted               └── ToolLoop
 ├── SecretRefused          a key, a binding or a value does not fit; nobody got it
+├── NoCapability           a tool reached for what no decision gave it; nothing happened
 ├── Unreachable            a name without address, a place that does not answer: nothing was sent
 ├── SkillRefused           -32602    manifest, module or ABI is not acceptable; nothing ran
 ├── SkillFailed            the skill itself says that it failed: a definite tool error
@@ -76,6 +77,7 @@ __all__ = [
     "ListenerFailed",
     "MethodUnknown",
     "ModelUnknown",
+    "NoCapability",
     "Nondeterminism",
     "ParseError",
     "PolicyDenied",
@@ -311,6 +313,12 @@ class PolicyDenied(GoclawError):
     code = "policy_denied"
     rpc = -31005
     exit = 10
+
+
+class NoCapability(GoclawError):
+    """Something was to be opened, dialled or started without its capability (A-2)."""
+
+    code = "no_capability"
 
 
 class ShuttingDown(GoclawError):

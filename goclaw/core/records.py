@@ -238,6 +238,8 @@ class Tool:
     """The property whose first item is the program that is decided about as ``exec.run``."""
     url_argument: str | None = None
     """The property whose URL is decided about as ``net.connect``."""
+    host: tuple[str, ...] = ()
+    """What its module wants of the host; each is decided about as ``wasm.host``."""
     key_argument: str | None = None
     """The property that is the idempotency key of a call (E-4), where the schema names one."""
 

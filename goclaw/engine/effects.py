@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import orjson
 
 from goclaw.core import limits, log
+from goclaw.core.capability import capabilities
 from goclaw.core.decisions import ON_UNKNOWN, Verdict
 from goclaw.core.errors import (
     BudgetExhausted,
@@ -893,7 +894,8 @@ class _Entry:
 
     async def _delegated(self, child: Child) -> Done:
         """The end of a sub-task; until then the attempt is parked, and asks again after."""
-        done = await self._journal.subtasks.delegate(self._journal.task, child, self.key)
+        right = capabilities(self.call.decisions, answered=True)[0]
+        done = await self._journal.subtasks.delegate(self._journal.task, child, self.key, right)
         if done is None:
             raise Park("subtask", [self._closed(EffectState.RETRYABLE)])
         return done

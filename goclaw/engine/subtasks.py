@@ -23,6 +23,7 @@ from goclaw.store import rows
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from goclaw.core.capability import Capability
     from goclaw.core.clock import Clock
     from goclaw.core.records import Accepted, Child, Session, Task
     from goclaw.engine.intake import Intake
@@ -82,8 +83,9 @@ class Subtasks:
                 if parent == task_id:
                     self._later(self._end_child, child)
 
-    async def delegate(self, task: Task, child: Child, key: str) -> Done | None:
+    async def delegate(self, task: Task, child: Child, key: str, right: Capability) -> Done | None:
         """What the child came to; None while it has not ended. Idempotent by ``key``."""
+        right.use("tool.call")
         (above,) = await self._database.read("ancestors", tid=task.tid)
         depth = sum(tid is not None for tid in above)
         if depth >= limits.DELEGATION_DEPTH_MAX:

@@ -10,10 +10,15 @@ from typing import Final, Literal
 
 from goclaw.core.errors import SkillRefused
 
-__all__ = ["HOST", "TABLE", "AbiRow", "resolve"]
+__all__ = ["HOST", "HOST_CALLS", "TABLE", "AbiRow", "resolve"]
 
 HOST: Final = 1
 """The revision of the host's side; ``host_min`` and ``host_max`` of a row are such revisions."""
+
+
+HOST_CALLS: Final = ("clock", "random")
+"""What a module is given of its host only when its manifest wants it, as ``wasm.host:NAME``, and
+the policy allows it. Arguments, its file, its output and its log it has anyway."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,11 +7,13 @@ wanted capability is granted (policy).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 import tomllib
 from typing import Any, Final
 
 from goclaw.core import limits
+from goclaw.core.decisions import ACTIONS
 from goclaw.core.errors import SkillRefused
 from goclaw.core.states import EffectClass
 from goclaw.skills import abi
@@ -55,6 +57,12 @@ class Manifest:
                 return str(name)
         return None
 
+    @property
+    def host_calls(self) -> tuple[str, ...]:
+        """What it wants of its host, of ``abi.HOST_CALLS``."""
+        wanted = [one.partition(":") for one in self.capabilities]
+        return tuple(dict.fromkeys(name for action, _, name in wanted if action == _HOST_ACTION))
+
 
 _NAME: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _NAME_CHARS_MAX: Final = 64  # as the Agent Skills standard
@@ -64,6 +72,7 @@ _VERSION: Final = re.compile(
 )
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _CAPABILITY: Final = re.compile(r"[a-z]+(?:\.[a-z]+)*(?::\S+)?")
+_HOST_ACTION: Final = "wasm.host"
 _FIELDS: Final[dict[str, tuple[type, str]]] = {
     "name": (str, "a string"),
     "version": (str, "a string"),
@@ -100,6 +109,7 @@ def parse_manifest(text: bytes) -> Manifest:
         if not isinstance(capability, str):
             raise _refused(where, "it must be a string")
         _match(where, capability, _CAPABILITY, "an action such as net.connect:HOST")
+        _check_capability(where, capability)
     _check_schema("input", fields["input"])
     _check_schema("output", fields["output"])
     abi.resolve(fields["abi"])
@@ -111,6 +121,18 @@ def parse_manifest(text: bytes) -> Manifest:
             "limits": _parse_limits(fields["limits"]),
         }
     )
+
+
+def _check_capability(where: str, capability: str) -> None:
+    """It must be an action of the policy's; of the host's calls, one that there is."""
+    action, _, name = capability.partition(":")
+    if action not in ACTIONS:
+        near = difflib.get_close_matches(action, ACTIONS, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise _refused(where, f"{action!r} is no action of the policy{meant}")
+    if action == _HOST_ACTION and name not in abi.HOST_CALLS:
+        known = ", ".join(f"{_HOST_ACTION}:{one}" for one in abi.HOST_CALLS)
+        raise _refused(where, f"there is no host call {capability!r}; known are {known}")
 
 
 def _table(text: bytes) -> dict[str, Any]:

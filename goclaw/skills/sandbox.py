@@ -35,6 +35,7 @@ from goclaw.skills import cranelift, wasi
 from goclaw.skills.compile import Digests, ModuleCache
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     import wasmtime
@@ -93,8 +94,11 @@ class Sandbox:
         stdin_fd: int | None = None,
         limits: Limits | None = None,
         cancel: threading.Event | None = None,
+        given: Collection[str] = (),
     ) -> CallOutcome:
         """Runs the skill once on ``request`` (JSON) and returns its result.
+
+        ``given``: which of ``abi.HOST_CALLS`` it holds; the others answer that it does not.
 
         ``stdin_fd`` is read from where it stands to its end and stays the caller's to close;
         without it the input is empty. ``limits`` are the manifest's unless given. Raises
@@ -112,7 +116,7 @@ class Sandbox:
         bounds = limits if limits is not None else skill.manifest.limits
         engine = self._engine_with(skill, cancel)
         try:
-            return self._run(engine, skill, request, stdin_fd, bounds, cancel)
+            return self._run(engine, skill, request, stdin_fd, bounds, cancel, given)
         finally:
             self._give_back(engine)
 
@@ -183,6 +187,7 @@ class Sandbox:
         stdin_fd: int | None,
         bounds: Limits,
         cancel: threading.Event | None,
+        given: Collection[str],
     ) -> CallOutcome:
         import wasmtime
 
@@ -196,6 +201,7 @@ class Sandbox:
                 # one tick is the deadline: the next loop or call traps. A nearer deadline would
                 # not do, running code reads it anew only when the one it knows is over
                 interrupt=engine.engine.increment_epoch,
+                given=given,
             )
             store.set_limits(bounds.memory_bytes, bounds.table_elements, 1, 1, 1)
             store.set_fuel(bounds.fuel)

@@ -21,6 +21,7 @@ from goclaw.core.records import Done, Tool, Unclear
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from goclaw.core.capability import Capability
     from goclaw.skills.catalog import Catalog, Skill
     from goclaw.skills.sandbox import Sandbox
 
@@ -73,7 +74,19 @@ class SkillTools(Listed):
         cancelled: asyncio.Event,
         files: Mapping[str, int],
     ) -> Done:
-        """See ToolSource."""
+        """See ToolSource: nothing of its host is given to it."""
+        return await self.run_given(tool, arguments, files=files, rights=())
+
+    async def run_given(
+        self,
+        tool: Tool,
+        arguments: dict[str, Any],
+        *,
+        files: Mapping[str, int],
+        rights: Sequence[Capability],
+    ) -> Done:
+        """As ``run``, with what of its host the module may call."""
+        given = frozenset(right.use("wasm.host") for right in rights)
         skill = self._catalog.get(tool.name)
         if skill is None:
             raise SkillRefused(f"{tool.name} is no longer there.")
@@ -82,7 +95,7 @@ class SkillTools(Listed):
         request = orjson.dumps(arguments)
 
         def work() -> bytes:
-            return self._sandbox.call(skill, request, stdin_fd, cancel=cancel).output
+            return self._sandbox.call(skill, request, stdin_fd, cancel=cancel, given=given).output
 
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
@@ -116,4 +129,5 @@ def _tool(skill: Skill) -> Tool:
         sandbox=skill.sandbox,
         kind="read" if manifest.file_argument is not None else "other",
         file_argument=manifest.file_argument,
+        host=manifest.host_calls,
     )

@@ -1,7 +1,8 @@
 """The host's side of ``wasi-command/1``: what a module may ask of us while it runs (K-2).
 
-Owns the WASI preview 1 functions: arguments, one input, one output, a log, clock and chance; no
-file, no environment, no socket. Not in here: engines, limits of the engine (``sandbox.py``).
+Owns the WASI preview 1 functions: arguments, one input, one output, a log; clock and chance for who
+was given them; no file, no environment, no socket. Not in here: engines, limits of the engine
+(``sandbox.py``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from goclaw.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     import wasmtime
 
@@ -34,6 +35,7 @@ MODULE: Final = "wasi_snapshot_preview1"
 
 # errno of WASI preview 1
 _SUCCESS, _EBADF, _EFAULT, _EINVAL, _EIO, _ENOSYS, _ESPIPE = 0, 8, 21, 28, 29, 52, 70
+_ENOTCAPABLE: Final = 76
 _IOVECS_MAX: Final = 1_024  # IOV_MAX of Linux
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _RIGHT_READ, _RIGHT_WRITE = 1 << 1, 1 << 6
@@ -41,6 +43,8 @@ _RIGHT_READ, _RIGHT_WRITE = 1 << 1, 1 << 6
 
 class Host:
     """One call's state, and the functions the module may import. Used by one thread.
+
+    ``given``: which of ``abi.HOST_CALLS`` the call holds.
 
     No function raises: wasmtime keeps one exception for all threads, which would meet the wrong
     call. What must end the call is kept in ``ended`` or ``exit_code``, and ``interrupt`` is
@@ -55,6 +59,7 @@ class Host:
         limits: Limits,
         clock: Clock,
         interrupt: Callable[[], None],
+        given: Collection[str] = (),
     ) -> None:
         self.exit_code: int | None = None
         self.ended: BaseException | None = None
@@ -69,6 +74,7 @@ class Host:
         self._limits = limits
         self._clock = clock
         self._interrupt = interrupt
+        self._given = given
         self._memory: wasmtime.Memory | None = None
         self._store: wasmtime.Store | None = None
         self._view = memoryview(b"")
@@ -243,15 +249,21 @@ class Host:
     # -- clock and chance ----------------------------------------------------------------------
 
     def _clock_res_get(self, clock: int, result: int) -> int:
+        if "clock" not in self._given:
+            return _ENOTCAPABLE
         self._put("<Q", result, 1_000_000)
         return _SUCCESS
 
     def _clock_time_get(self, clock: int, precision: int, result: int) -> int:
+        if "clock" not in self._given:
+            return _ENOTCAPABLE
         now_ms = self._clock.wall_ms() if clock == 0 else self._clock.mono_ms()
         self._put("<Q", result, now_ms * 1_000_000)
         return _SUCCESS
 
     def _random_get(self, buffer: int, size: int) -> int:
+        if "random" not in self._given:
+            return _ENOTCAPABLE
         into = self._slice(buffer, size)
         into[:] = self._clock.random_bytes(len(into))
         return _SUCCESS

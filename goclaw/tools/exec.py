@@ -20,7 +20,7 @@ import orjson
 
 from goclaw.core import limits
 from goclaw.core.decisions import Taint
-from goclaw.core.errors import InvalidParams, PolicyDenied
+from goclaw.core.errors import InvalidParams, NoCapability, PolicyDenied
 from goclaw.core.records import Done, Tool, Unclear
 from goclaw.core.states import EffectClass
 from goclaw.tools import confine
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from goclaw.core.capability import Capability
     from goclaw.core.processes import Children
 
 __all__ = ["ExecTool", "Program", "Runs", "find_program"]
@@ -53,9 +54,15 @@ class Runs(Protocol):
     """A source of tools that have a ``program_argument``."""
 
     async def start(
-        self, tool: Tool, arguments: dict[str, Any], *, key: str, program: Program
+        self,
+        tool: Tool,
+        arguments: dict[str, Any],
+        *,
+        key: str,
+        program: Program,
+        right: Capability,
     ) -> Done:
-        """As ``ToolSource.run``, with the program that was decided about."""
+        """As ``ToolSource.run``, with the program that was decided about and the right to it."""
 
 
 def find_program(word: str, cwd: str) -> str:
@@ -90,16 +97,24 @@ class ExecTool:
         files: Mapping[str, int],
     ) -> Done:
         """See ToolSource. Nothing is started without a program that was decided about."""
-        raise RuntimeError("no_capability: exec was called without a program")
+        raise NoCapability("exec was called without a program that was decided about.")
 
     async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:
         """See ToolSource."""
         return None
 
     async def start(
-        self, tool: Tool, arguments: dict[str, Any], *, key: str, program: Program
+        self,
+        tool: Tool,
+        arguments: dict[str, Any],
+        *,
+        key: str,
+        program: Program,
+        right: Capability,
     ) -> Done:
         """See Runs. Unclear when it had to be killed: nobody knows how far it came."""
+        if right.use("exec.run") != program.path:
+            raise NoCapability(f"{program.path} is not what was decided about.")
         loop = asyncio.get_running_loop()
         now = await loop.run_in_executor(None, find_program, arguments["command"][0], program.cwd)
         if now != program.path:

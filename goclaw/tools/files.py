@@ -20,6 +20,8 @@ from goclaw.core.errors import InvalidParams
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from goclaw.core.capability import Capability
+
 __all__ = ["Place", "open_place", "real_roots", "resolve", "write_place"]
 
 # openat2(2): one number on every Linux port that Python runs on but alpha.
@@ -69,12 +71,14 @@ def resolve(path: str, cwd: str) -> Place:
     return Place(found, facts.st_size)
 
 
-def open_place(path: str, closed: Collection[tuple[int, int]] = ()) -> int:
-    """A descriptor for reading the regular file at ``path``, in which no link is followed. Blocks.
+def open_place(right: Capability, closed: Collection[tuple[int, int]] = ()) -> int:
+    """A descriptor for reading the regular file of a ``fs.read``, in which no link is followed.
+    Blocks.
 
     ``closed``: (device, inode) of files that nobody may open; they are not touched. The caller
     closes the descriptor. OSError when it cannot be opened, or is not what was decided about.
     """
+    path = right.use("fs.read")
     handle = _open_beneath_root(path)
     try:
         facts = os.fstat(handle)
@@ -89,9 +93,11 @@ def open_place(path: str, closed: Collection[tuple[int, int]] = ()) -> int:
         os.close(handle)
 
 
-def write_place(path: str, data: bytes, closed: Collection[tuple[int, int]] = ()) -> None:
-    """Make ``data`` the content of the regular file at ``path``, in which no link is followed; one
-    that there is not is made, its folder is not. Blocks. OSError; see ``open_place``."""
+def write_place(right: Capability, data: bytes, closed: Collection[tuple[int, int]] = ()) -> None:
+    """Make ``data`` the content of the regular file of a ``fs.write``, in which no link is
+    followed; one that there is not is made, its folder is not. Blocks. OSError; see
+    ``open_place``."""
+    path = right.use("fs.write")
     folder, name = os.path.split(path)
     handle = _open_beneath_root(folder)
     try:

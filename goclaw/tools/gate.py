@@ -11,13 +11,14 @@ import dataclasses
 import functools
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import orjson
 
 from goclaw.core import limits
+from goclaw.core.capability import capabilities
 from goclaw.core.decisions import ON_UNKNOWN, Context, Origin, Subject, SubjectKind, Taint, Verdict
-from goclaw.core.errors import GoclawError, InvalidParams
+from goclaw.core.errors import GoclawError, InvalidParams, NoCapability
 from goclaw.core.records import Call, Done
 from goclaw.core.states import EffectClass
 from goclaw.policy import egress, pdp
@@ -28,8 +29,9 @@ from goclaw.tools.exec import Program, Runs, find_program
 from goclaw.tools.http import Reaches, class_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from goclaw.core.capability import Capability
     from goclaw.core.decisions import Decision
     from goclaw.core.records import CallResult, Session, Task, Tool
     from goclaw.policy.egress import Address
@@ -76,6 +78,21 @@ class Reveals(Protocol):
 
     def revealed(self, text: str, *, tool: str, host: str | None = None) -> str:
         """The text with its references replaced; SecretRefused when one is not bound to both."""
+
+
+@runtime_checkable
+class Hosts(Protocol):
+    """A source of tools whose modules may call their host (K-2)."""
+
+    async def run_given(
+        self,
+        tool: Tool,
+        arguments: dict[str, Any],
+        *,
+        files: Mapping[str, int],
+        rights: Sequence[Capability],
+    ) -> Done:
+        """As ``ToolSource.run``, with the host calls that were decided about."""
 
 
 def _names_nothing(version: str, place: Address) -> bool:
@@ -157,13 +174,20 @@ class Gate:
         return _obliged(decision, _UNCONFINED)
 
     def own_permit(self, task: Task, session: Session, brain: str, asked: Decision) -> _Permit:
-        """The capability that goes with an allowed ``decide_own`` about ``net.connect``."""
+        """The capability that goes with an allowed ``decide_own`` about ``net.connect``. A model
+        reads references to secrets as they are: no value is put in toward it (A-5)."""
+        capabilities([asked])
         asking = dataclasses.replace(
             subject_of(task, brain), kind=SubjectKind.DAEMON, origin=Origin.INTERNAL
         )
         decide = functools.partial(self._decide, asking, version=task.policy_version)
         names = functools.partial(self._names, task.policy_version)
-        return _Permit(decide, asked, names, self._secrets, brain)
+        return _Permit(decide, asked, names, None, brain, [], [])
+
+    def granted(self, decision: Decision, *, answered: bool = False) -> Capability:
+        """What an allowed decision of this gate gives, or one that asks and that a person
+        ``answered`` with yes. NoCapability."""
+        return capabilities([decision], answered=answered)[0]
 
     async def decide_path(
         self, task: Task, session: Session, brain: str, action: str, path: str
@@ -177,19 +201,19 @@ class Gate:
         decided = self._decide(subject, action, place.path, about, version=task.policy_version)
         return _obliged(decided, _UNCONFINED), place.path
 
-    async def read(self, path: str, bytes_max: int) -> bytes:
+    async def read(self, right: Capability, bytes_max: int) -> bytes:
         """The file that was decided about, or OSError. At most ``bytes_max`` and one more."""
 
         def read() -> bytes:
-            with os.fdopen(files.open_place(path, self._closed()), "rb") as opened:
+            with os.fdopen(files.open_place(right, self._closed()), "rb") as opened:
                 return opened.read(bytes_max + 1)
 
         found: bytes = await _in_thread(read)
         return found
 
-    async def write(self, path: str, data: bytes) -> None:
+    async def write(self, right: Capability, data: bytes) -> None:
         """Replace the content of the file that was decided about, or make it. OSError."""
-        await _in_thread(files.write_place, path, data, self._closed())
+        await _in_thread(files.write_place, right, data, self._closed())
 
     async def call(
         self,
@@ -243,83 +267,94 @@ class Gate:
                 return _misfit(tool, request, f"{tool}: {error}")
             about = dataclasses.replace(context, roots=program.roots)
             decisions.append(decide("exec.run", program.path, about))
+        inside: list[Decision] = []
         permit = None
         if entry.tool.url_argument is not None:
             size = len(arguments.get("body", "").encode())
             about = dataclasses.replace(context, bytes=size)
             asked = decide(egress.ACTION, arguments[entry.tool.url_argument], about)
             decisions.append(asked)
-            permit = _Permit(
-                decide, asked, functools.partial(self._names, task.policy_version), self._secrets,
-                tool,
-            )  # fmt: skip
+            names = functools.partial(self._names, task.policy_version)
+            permit = functools.partial(
+                _Permit, decide, asked, names, self._secrets, tool, secrets, inside
+            )
         decisions += [decide("secret.use", name, context) for name in secrets]
-        return self._built(entry, arguments, request, decisions, place, permit or program)
+        module = dataclasses.replace(subject, kind=SubjectKind.SKILL, id=tool)
+        for name in entry.tool.host:
+            decisions.append(
+                self._decide(module, "wasm.host", name, context, version=task.policy_version)
+            )
+        decisions = [_obliged(decision, entry.tool.sandbox) for decision in decisions]
+        wanted = _Wanted(tuple(decisions), place, program, permit)
+        return self._built(entry, arguments, request, wanted, inside)
 
     def _secrets_in(self, request: bytes) -> list[str]:
         """The names of what arguments refer to; ``~KIND`` for what was taken out for good."""
         if self._secrets is None or b"secret:" not in request:
             return []
-        knows = self._secrets.knows
-        found = references(request.decode())
-        return list(
-            dict.fromkeys(name for name, digest in found if digest or name[0] == "~" or knows(name))
-        )
+        return _referred(request.decode(), self._secrets)
 
     def _built(
         self,
         entry: Entry,
         arguments: dict[str, Any],
         request: bytes,
-        decisions: list[Decision],
-        place: files.Place | None,
-        permit: _Permit | Program | None,
+        wanted: _Wanted,
+        inside: list[Decision],
     ) -> Call:
         tool = entry.tool
-        decisions = [_obliged(decision, tool.sandbox) for decision in decisions]
-        title = _title(tool.name, arguments, place)
+        title = _title(tool.name, arguments, wanted.place)
         probe = None
         if tool.effect_class is EffectClass.PROBEABLE:
             probe = functools.partial(_probe, entry, arguments)
         return Call(
             kind="tool", name=tool.name, request=request, effect_class=class_of(tool, arguments),
-            dispatch=functools.partial(self._dispatch, entry, arguments, place, permit),
-            decisions=tuple(decisions), title=title, designated_key=_designated(tool, arguments),
-            announce=functools.partial(_announce, tool.kind, title, request, place),
+            dispatch=functools.partial(self._dispatch, entry, arguments, wanted),
+            decisions=wanted.decisions, title=title, designated_key=_designated(tool, arguments),
+            announce=functools.partial(_announce, tool.kind, title, request, wanted.place),
             report=_report,
             probe=probe,
             wait_ms=sleep_ms(tool, arguments), child=child_of(tool, arguments),
-            inside=permit.taken if isinstance(permit, _Permit) else [],
-            taints=_taints(tool, decisions),
+            inside=inside,
+            taints=_taints(tool, wanted.decisions),
         )  # fmt: skip
 
     async def _dispatch(
         self,
         entry: Entry,
         arguments: dict[str, Any],
-        place: files.Place | None,
-        permit: _Permit | Program | None,
+        wanted: _Wanted,
         key: str,
         cancelled: asyncio.Event,
     ) -> Done:
+        """The journal has seen to the decisions: here they become what the tool holds."""
         opened: dict[str, int] = {}
+        tool, origin, place = entry.tool, entry.origin, wanted.place
         try:
-            if place is not None and entry.tool.file_argument is not None:
+            held = capabilities(wanted.decisions, answered=True)
+            rights = {one.action: one for one in held}
+            rights["tool.call"].use("tool.call")
+            if place is not None and tool.file_argument is not None:
                 if place.fault is not None:
                     return _unreadable(place.path, place.fault)
                 try:
-                    descriptor = await _in_thread(files.open_place, place.path, self._closed())
+                    descriptor = await _in_thread(
+                        files.open_place, rights["fs.read"], self._closed()
+                    )
                 except OSError as error:
                     return _unreadable(place.path, error.strerror or str(error))
-                opened[entry.tool.file_argument] = descriptor
-            if isinstance(permit, Program) and isinstance(entry.origin, Runs):
-                done = await entry.origin.start(entry.tool, arguments, key=key, program=permit)
-            elif isinstance(permit, _Permit) and isinstance(entry.origin, Reaches):
-                done = await entry.origin.reach(entry.tool, arguments, key=key, permit=permit)
-            else:
-                done = await entry.origin.run(
-                    entry.tool, arguments, key=key, cancelled=cancelled, files=opened
+                opened[tool.file_argument] = descriptor
+            if wanted.program is not None and isinstance(origin, Runs):
+                done = await origin.start(
+                    tool, arguments, key=key, program=wanted.program, right=rights["exec.run"]
                 )
+            elif wanted.permit is not None and isinstance(origin, Reaches):
+                done = await origin.reach(tool, arguments, key=key, permit=wanted.permit())
+            elif tool.host and isinstance(origin, Hosts):
+                of_host = [one for one in held if one.action == "wasm.host"]
+                done = await origin.run_given(tool, arguments, files=opened, rights=of_host)
+            else:
+                done = await origin.run(tool, arguments, key=key, cancelled=cancelled, files=opened)
         except GoclawError as error:
             return Done(error_output(str(error), error.code), failed=True)
         finally:
@@ -341,9 +376,20 @@ class Gate:
         )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a call wants to hold, and what was decided about it. It holds none of it yet."""
+
+    decisions: tuple[Decision, ...]
+    place: files.Place | None = None
+    program: Program | None = None
+    permit: Callable[[], _Permit] | None = None
+
+
 class _Permit:
     """What a call may reach: the URL that was decided about, and whatever else the policy allows
-    without a question. ``taken`` are the decisions on the way, those that count (A-8)."""
+    without a question; and the secrets that it may use. ``taken`` are the decisions on the way,
+    those that count (A-8)."""
 
     def __init__(
         self,
@@ -352,11 +398,13 @@ class _Permit:
         names: Callable[[Address], bool],
         secrets: Reveals | None,
         tool: str,
+        usable: Collection[str],
+        taken: list[Decision],
     ) -> None:
         self._decide, self._asked, self._names = decide, asked, names
-        self._secrets, self._tool = secrets, tool
+        self._secrets, self._tool, self._usable = secrets, tool, set(usable)
         self._known = {asked.resource: dataclasses.replace(asked, effect=Verdict.ALLOW)}
-        self.taken: list[Decision] = []
+        self.taken = taken
 
     def decide(self, url: str, method: str) -> Decision:
         """See net.egress.Permit. Who holds this was let through: the policy or a person said yes
@@ -371,6 +419,12 @@ class _Permit:
         """See net.egress.Permit."""
         if self._secrets is None:
             return text
+        for name in _referred(text, self._secrets):
+            if name not in self._usable:
+                raise NoCapability(
+                    f"The call did not name the secret {name}, so nobody decided about its use.",
+                    hint="Write the reference into the call's arguments.",
+                )
         return self._secrets.revealed(text, tool=self._tool, host=host)
 
     def refuses(self, url: str, place: Address) -> Decision | None:
@@ -386,7 +440,17 @@ class _Permit:
         return decision
 
 
-def _taints(tool: Tool, decisions: list[Decision]) -> tuple[Taint, ...]:
+def _referred(text: str, secrets: Reveals) -> list[str]:
+    """The names of what a text refers to, each once."""
+    found = references(text)
+    return list(
+        dict.fromkeys(
+            name for name, digest in found if digest or name[0] == "~" or secrets.knows(name)
+        )
+    )
+
+
+def _taints(tool: Tool, decisions: Sequence[Decision]) -> tuple[Taint, ...]:
     """What the result brings: what the tool says, and private data when it reads the user's files
     or comes with a secret of the user's."""
     private = any(one.action in _PRIVATE for one in decisions)

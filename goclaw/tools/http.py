@@ -13,6 +13,7 @@ import orjson
 
 from goclaw.core import limits
 from goclaw.core.decisions import Taint
+from goclaw.core.errors import NoCapability
 from goclaw.core.records import Done, Tool
 from goclaw.core.states import EffectClass
 
@@ -118,7 +119,7 @@ class HttpTool:
         files: Mapping[str, int],
     ) -> Done:
         """See ToolSource. Nothing is sent without a permit."""
-        raise RuntimeError("no_capability: http was called without a permit")
+        raise NoCapability("http was called without a permit.")
 
     async def probe(self, tool: Tool, arguments: dict[str, Any], *, key: str) -> Done | bool | None:
         """See ToolSource."""

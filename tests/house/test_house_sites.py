@@ -7,29 +7,49 @@ Owns the list of sites. A new one turns the test red until somebody says whose i
 from __future__ import annotations
 
 import ast
+from typing import TYPE_CHECKING
 
 import checks
 import pytest
 
 from goclaw.core.decisions import ACTIONS
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 pytestmark = pytest.mark.req("A-2", "I-6")
 
 CALLS = frozenset(
     {
-        "open", "io.open", "os.open", "os.posix_spawn", "os.execv", "os.execve", "os.execvp",
-        "os.fork", "os.system", "os.popen", "socket.socket", "socket.create_connection",
-        "asyncio.open_connection", "asyncio.open_unix_connection",
-        "asyncio.create_subprocess_exec", "asyncio.create_subprocess_shell", "subprocess.Popen",
-        "subprocess.run", "subprocess.call", "subprocess.check_output", "urllib.request.urlopen",
+        "open", "io.open", "os.open", "os.posix_spawn", "os.posix_spawnp", "os.execv", "os.execve",
+        "os.execvp", "os.execvpe", "os.fork", "os.forkpty", "os.system", "os.popen", "os.spawnv",
+        "os.spawnve", "os.startfile", "os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.mkdir",
+        "os.makedirs", "os.mkfifo", "os.mknod", "os.remove", "os.unlink", "os.rmdir",
+        "os.removedirs", "os.rename", "os.renames", "os.replace", "os.link", "os.symlink",
+        "os.truncate", "os.chmod", "os.chown", "os.utime", "os.kill", "os.killpg", "os.getenv",
+        "os.putenv", "socket.socket", "socket.create_connection", "socket.create_server",
+        "socket.socketpair", "socket.getaddrinfo", "socket.gethostbyname",
+        "asyncio.open_connection", "asyncio.open_unix_connection", "asyncio.start_server",
+        "asyncio.start_unix_server", "asyncio.create_subprocess_exec",
+        "asyncio.create_subprocess_shell", "subprocess.Popen", "subprocess.run", "subprocess.call",
+        "subprocess.check_call", "subprocess.check_output", "subprocess.getoutput",
+        "multiprocessing.Process", "urllib.request.urlopen", "http.client.HTTPConnection",
+        "http.client.HTTPSConnection", "shutil.rmtree", "shutil.copy", "shutil.copy2",
+        "shutil.copyfile", "shutil.copytree", "shutil.move", "tempfile.mkstemp", "tempfile.mkdtemp",
+        "tempfile.TemporaryFile", "tempfile.NamedTemporaryFile", "tempfile.TemporaryDirectory",
+        "ctypes.CDLL", "goclaw.core.files.read_regular", "goclaw.core.files.open_to_append",
     }
 )  # fmt: skip
 METHODS = frozenset(
     {
-        "sock_connect", "create_connection", "create_unix_connection", "subprocess_exec",
-        "define_func", "define_wasi", "get_password", "set_password", "urlopen",
+        "sock_connect", "create_connection", "create_unix_connection", "create_server",
+        "create_unix_server", "getaddrinfo", "subprocess_exec", "subprocess_shell", "define_func",
+        "define_wasi", "get_password", "set_password", "urlopen", "read_text", "read_bytes",
+        "write_text", "write_bytes", "iterdir", "rglob", "symlink_to", "hardlink_to",
     }
 )  # fmt: skip
+CHILDREN = frozenset({"children.open", "children.start", "Children.open", "Children.start"})
+"""Where a program begins: whoever calls them holds the right to it, or starts goclaw's own."""
 
 OWN_ROOMS = {
     "cli": "people's own surface: what they name on their command line",
@@ -44,11 +64,14 @@ OWN_ROOMS = {
 
 OWN = {
     "brains/cassette.py:CassetteBrain._add": "the cassette that the user named for this brain",
+    "brains/cassette.py:CassetteBrain._find": "the same",
+    "brains/script.py:load_script": "the script that the user named as this session's brain",
     "core/processes.py:Children.start": "the one place that starts children: callers have decided",
     "core/processes.py:Children.open": "the same, with pipes",
     "core/processes.py:Children._admit": "the book of children in the home",
     "core/processes.py:_bears": "/proc of a child",
     "core/processes.py:_stat": "/proc of a child",
+    "engine/audit.py:_append": "logs/audit.jsonl",
     "engine/audit.py:_last_line": "logs/audit.jsonl",
     "engine/audit.py:_lines": "logs/audit.jsonl",
     "gateway/descent.py:_parent": "/proc of a peer",
@@ -61,56 +84,103 @@ OWN = {
     "skills/rebuild.py:build": "a developer's tool",
 }
 
-# site: the action that lets it happen, and the function on the way that holds the decision
+# site: the action that lets it happen, and the function on the way that holds the right to it
 DECIDED = {
+    "brains/agents.py:Agent.start": ("exec.run", "brains/agents.py:Agent.start", "Capability"),
     "net/dial.py:_connected": ("net.connect", "net/http.py:Client.fetch", "Permit"),
     "net/http.py:_Checked.connect_tcp": ("net.connect", "net/http.py:Client.fetch", "Permit"),
-    "tools/files.py:open_place": ("fs.read", "tools/gate.py:Gate._built", "Decision"),
-    "tools/files.py:_open_beneath_root": ("fs.read", "tools/gate.py:Gate._built", "Decision"),
-    "tools/files.py:write_place": ("fs.write", "tools/gate.py:Gate._built", "Decision"),
-    "tools/confine.py:main": ("exec.run", "tools/gate.py:Gate._built", "Decision"),
-    "tools/confine.py:_restrict_files": ("exec.run", "tools/gate.py:Gate._built", "Decision"),
-    "tools/files.py:_walk": ("fs.read", "tools/gate.py:Gate._built", "Decision"),
+    "tools/files.py:open_place": ("fs.read", "tools/files.py:open_place", "Capability"),
+    "tools/files.py:_open_beneath_root": ("fs.read", "tools/files.py:open_place", "Capability"),
+    "tools/files.py:write_place": ("fs.write", "tools/files.py:write_place", "Capability"),
+    "tools/files.py:_walk": ("fs.read", "tools/files.py:open_place", "Capability"),
+    "tools/confine.py:main": ("exec.run", "tools/exec.py:ExecTool.start", "Capability"),
+    "tools/confine.py:_restrict_files": ("exec.run", "tools/exec.py:ExecTool.start", "Capability"),
+    "tools/exec.py:ExecTool.start": ("exec.run", "tools/exec.py:ExecTool.start", "Capability"),
+    "tools/exec.py:ExecTool._ran": ("exec.run", "tools/exec.py:ExecTool.start", "Capability"),
+    "skills/wasi.py:link": ("wasm.host", "skills/tools.py:SkillTools.run_given", "Capability"),
 }
 
-PENDING = {
-    "skills/wasi.py:link": "modules get a clock, random bytes and stdin, and no capability",
+RIGHTS = {
+    "Capability", "_Permit", "goclaw.core.capability.Capability",
+    "goclaw.core.capability.capabilities",
+}  # fmt: skip
+MAKERS = {
+    "core/capability.py:capabilities": "of decisions that let it happen",
+    "engine/effects.py:_Entry._delegated": "of a call that the journal has seen to",
+    "tools/gate.py:Gate._dispatch": "the same",
+    "tools/gate.py:Gate.granted": "of what an agent was allowed by the gate",
+    "tools/gate.py:Gate.call": "what a call may reach, held back until its dispatch",
+    "tools/gate.py:Gate.own_permit": "of an allowed decision about a model's server",
 }
-"""Sites without a decision of their own, and why that holds until there is one."""
+"""Who makes a right: nobody else can, so whoever holds one has been decided about."""
 
 NOT_BUILT = {
-    "skill.activate", "wasm.host", "mcp.start", "mcp.call",
+    "skill.activate", "mcp.start", "mcp.call",
 }  # fmt: skip
 """Actions whose place does not exist yet. It arrives with a decision, and leaves this list."""
 
 
 def sites(tree: list[checks.Source]) -> set[str]:
     """``module:function`` of every call that opens, connects or starts."""
+    return _places(
+        [one for one in tree if one.room not in OWN_ROOMS or one.path in NOT_OWN], _reaches
+    )
+
+
+NOT_OWN = {"goclaw/core/processes.py"}
+
+
+def _places(
+    tree: list[checks.Source], wanted: Callable[[ast.expr, dict[str, str]], bool]
+) -> set[str]:
+    """``module:function`` of every call, or name handed on, that is wanted."""
     found = set()
     for source in tree:
-        if source.room in OWN_ROOMS and source.path != "goclaw/core/processes.py":
-            continue
+        names = _imported(source.tree)
 
-        def walk(node: ast.AST, names: tuple[str, ...], source: checks.Source = source) -> None:
+        def walk(node: ast.AST, scope: tuple[str, ...]) -> None:
             for child in ast.iter_child_nodes(node):
-                inner = names
+                inner = scope
                 if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                    inner = (*names, child.name)
-                if isinstance(child, ast.Call) and _reaches(child.func):
-                    found.add(f"{source.path.removeprefix('goclaw/')}:{'.'.join(inner)}")
+                    inner = (*scope, child.name)
+                reached = [child.func, *child.args] if isinstance(child, ast.Call) else []
+                if any(wanted(one, names) for one in reached):  # noqa: B023 - called at once
+                    found.add(f"{source.path.removeprefix('goclaw/')}:{'.'.join(inner)}")  # noqa: B023
                 walk(child, inner)
 
         walk(source.tree, ())
     return found
 
 
-def _reaches(called: ast.expr) -> bool:
-    name = ast.unparse(called)
-    return name in CALLS or (isinstance(called, ast.Attribute) and called.attr in METHODS)
+def _imported(tree: ast.AST) -> dict[str, str]:
+    """What a name of the module stands for, by its imports."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update({one.asname: one.name for one in node.names if one.asname})
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update(
+                {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
+            )
+    return names
+
+
+def _reaches(called: ast.expr, names: dict[str, str]) -> bool:
+    if not isinstance(called, ast.Name | ast.Attribute):
+        return False
+    head, dot, rest = ast.unparse(called).partition(".")
+    name = f"{names.get(head, head)}{dot}{rest}"
+    if name in CALLS or (isinstance(called, ast.Attribute) and called.attr in METHODS):
+        return True
+    return ".".join(name.split(".")[-2:]).lstrip("_") in CHILDREN
+
+
+def _makes(called: ast.expr, names: dict[str, str]) -> bool:
+    return isinstance(called, ast.Name) and names.get(called.id, called.id) in RIGHTS
 
 
 TREE = checks.sources(checks.ROOT, "goclaw")
-KNOWN = {**OWN, **DECIDED, **PENDING}
+KNOWN = {**OWN, **DECIDED}
 
 
 def test_every_site_is_known() -> None:
@@ -146,6 +216,11 @@ def test_a_decided_site_lies_behind_its_decision(site: str) -> None:
     assert any(capability in kind for kind in kinds), (keeper, kinds)
 
 
+def test_a_right_is_made_where_it_was_decided() -> None:
+    made = _places(TREE, _makes)
+    assert made == MAKERS.keys(), "only who has the decision makes the right"
+
+
 def test_an_action_is_asked_about_where_it_is_built() -> None:
     """In the floors that carry out; the policy's own words do not count."""
     rooms = {"gateway", "tools", "brains", "engine", "skills", "daemon", "net"}
@@ -170,6 +245,13 @@ def test_an_action_is_asked_about_where_it_is_built() -> None:
         "async def f(loop, s):\n    await loop.sock_connect(s, ('a', 1))",
         "def f(linker):\n    linker.define_func('env', 'x', None, None)",
         "import keyring\nkeyring.get_password('a', 'b')",
+        "import os as o\ndef f():\n    o.remove('/etc/passwd')",
+        "from os import unlink\ndef f():\n    unlink('/etc/passwd')",
+        "from pathlib import Path\ndef f():\n    Path('/etc/passwd').read_text()",
+        "async def f(run):\n    await run(open, '/etc/passwd')",
+        "async def f(self):\n    await self._children.open(['ls'])",
+        "import os\ndef f():\n    return os.getenv('TOKEN')",
+        "from goclaw.core.files import read_regular\ndef f(p):\n    read_regular(p, 9)",
     ],
 )
 def test_a_planted_site_is_found(text: str) -> None:

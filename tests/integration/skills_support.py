@@ -29,7 +29,7 @@ abi = "wasi-command/1"
 sha256 = "{digest}"
 description = "made by a test"
 effect = "pure"
-capabilities = []
+capabilities = {wants}
 input = {{ type = "object" }}
 output = {{ type = "object" }}
 [limits]
@@ -68,18 +68,22 @@ def new_sandbox(cache: Path, digests: MemoryDigests | None = None) -> Sandbox:
     return Sandbox(cache, digests, SystemClock(), children_of(cache))
 
 
-def skill_from_bytes(folder: Path, module: bytes, limits: str = "", name: str = "made") -> Skill:
+def skill_from_bytes(
+    folder: Path, module: bytes, limits: str = "", name: str = "made", wants: str = "[]"
+) -> Skill:
     place = folder / name
     place.mkdir(exist_ok=True, parents=True)
     (place / "skill.wasm").write_bytes(module)
     digest = hashlib.sha256(module).hexdigest()
-    text = MANIFEST.format(name=name, digest=digest, limits=limits)
+    text = MANIFEST.format(name=name, digest=digest, limits=limits, wants=wants)
     (place / "skill.toml").write_text(text, "utf-8")
     return load_skill(place, "installed")
 
 
-def skill_from_wat(folder: Path, wat: str, limits: str = "", name: str = "made") -> Skill:
-    return skill_from_bytes(folder, bytes(wasmtime.wat2wasm(wat)), limits, name)
+def skill_from_wat(
+    folder: Path, wat: str, limits: str = "", name: str = "made", wants: str = "[]"
+) -> Skill:
+    return skill_from_bytes(folder, bytes(wasmtime.wat2wasm(wat)), limits, name, wants)
 
 
 # fd_write, fd_read, proc_exit and the page every module below uses; text at 1024, iovec at 16

@@ -12,6 +12,7 @@ import pytest
 from egress_support import OPEN_POLICY, SESSION, TASK, Way, canary, lying, web
 
 from goclaw.core import limits
+from goclaw.core.errors import NoCapability
 from goclaw.core.states import EffectClass
 from goclaw.net import egress
 
@@ -254,7 +255,7 @@ def test_a_tool_without_its_permit_sends_nothing() -> None:
     from goclaw.tools.http import HTTP, HttpTool
 
     async def scenario() -> None:
-        with pytest.raises(RuntimeError, match="no_capability"):
+        with pytest.raises(NoCapability, match="without a permit"):
             await HttpTool().run(
                 HTTP, {"url": "http://a/"}, key="k", cancelled=asyncio.Event(), files={}
             )

@@ -35,7 +35,7 @@ from goclaw.core.errors import (
     SkillTrapped,
     TooLarge,
 )
-from goclaw.skills import cranelift, sandbox, wasi
+from goclaw.skills import abi, cranelift, sandbox, wasi
 from goclaw.skills.catalog import Catalog
 from goclaw.skills.manifest import Limits
 
@@ -477,8 +477,53 @@ class WildSkill:
         made = support.new_sandbox(self.skill.folder / "cache")
         bounds = Limits(fuel=1_000_000)
         try:
-            outcome = made._run(self.engine, self.skill, b"{}", None, bounds, None)
+            outcome = made._run(self.engine, self.skill, b"{}", None, bounds, None, abi.HOST_CALLS)
         finally:
             self.engine.close()
             made.close()
         return outcome.output
+
+
+ASKS_ITS_HOST = """
+  (import "wasi_snapshot_preview1" "clock_time_get"
+    (func $now (param i32 i64 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "clock_res_get" (func $res (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+"""
+DIGIT = "(i32.add (i32.const 65) (i32.div_u {} (i32.const 8)))"
+
+
+@pytest.mark.req("A-2", "K-2")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [((), b'"JJJ"'), (("clock",), b'"AAJ"'), (("random",), b'"JJA"'),
+     (("clock", "random"), b'"AAA"')],
+)  # fmt: skip
+def test_a_module_has_of_its_host_what_it_was_given(
+    box: Sandbox, tmp_path: Path, given: tuple[str, ...], said: bytes
+) -> None:
+    """A is success, J the 76 of WASI: not capable."""
+    calls = [
+        "(call $now (i32.const 0) (i64.const 1) (i32.const 64))",
+        "(call $res (i32.const 0) (i32.const 64))",
+        "(call $random (i32.const 64) (i32.const 8))",
+    ]
+    marks = "".join(
+        f"(i32.store8 (i32.const {1025 + index}) {DIGIT.format(call)})"
+        for index, call in enumerate(calls)
+    )
+    wat = support.command(f"{marks} {support.PUT_TEXT}", text='"xyz"')
+    wat = wat.replace("(module ", f"(module {ASKS_ITS_HOST}", 1)
+    skill = support.skill_from_wat(tmp_path, wat)
+    assert box.call(skill, b"{}", given=given).output == said
+
+
+@pytest.mark.req("A-2", "K-3")
+def test_what_a_manifest_wants_of_the_host_is_what_its_tool_asks_for(tmp_path: Path) -> None:
+    from goclaw.skills.catalog import Catalog
+    from goclaw.skills.tools import Listed
+
+    wants = '["wasm.host:clock", "net.connect:a.example", "wasm.host:clock"]'
+    support.skill_from_wat(tmp_path, support.command(""), wants=wants)
+    (tool,) = [one for one in Listed(Catalog(tmp_path)).tools() if one.name == "made"]
+    assert tool.host == ("clock",)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from goclaw.core import limits
-from goclaw.core.errors import InvalidParams
+from goclaw.core.capability import Capability
+from goclaw.core.errors import InvalidParams, NoCapability
 from goclaw.tools import files
 
 if TYPE_CHECKING:
@@ -24,8 +25,12 @@ def opening(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
+def right(action: str, path: str) -> Capability:
+    return Capability(action, path, "decision_1")
+
+
 def read(path: str, **options: object) -> bytes:
-    descriptor = files.open_place(path, **options)  # type: ignore[arg-type]
+    descriptor = files.open_place(right("fs.read", path), **options)  # type: ignore[arg-type]
     try:
         return os.read(descriptor, 100)
     finally:
@@ -108,11 +113,24 @@ def test_goclaws_own_files_are_not_opened_under_any_name(
         read(str(root / "innocent"), closed={(facts.st_dev, facts.st_ino)})
 
 
+@pytest.mark.req("A-2", "I-6")
+def test_a_right_to_something_else_opens_nothing(root: Path, opening: str) -> None:
+    place = str(root / "a.txt")
+    for action in ("fs.write", "net.connect", "tool.call"):
+        with pytest.raises(NoCapability, match=f"the right to {action}"):
+            files.open_place(right(action, place))
+    with pytest.raises(NoCapability, match=r"the right to fs\.read"):
+        files.write_place(right("fs.read", place), b"changed")
+    assert read(place) == b"inside"
+    files.write_place(right("fs.write", place), b"changed")
+    assert read(place) == b"changed"
+
+
 def test_descriptors_are_not_leaked(root: Path, opening: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for path in ("a.txt", "none", "inner", "out"):
         try:
-            os.close(files.open_place(str(root / path)))
+            os.close(files.open_place(right("fs.read", str(root / path))))
         except OSError:
             continue
     assert len(os.listdir("/proc/self/fd")) == before
