@@ -894,7 +894,7 @@ class _Entry:
 
     async def _delegated(self, child: Child) -> Done:
         """The end of a sub-task; until then the attempt is parked, and asks again after."""
-        right = capabilities(self.call.decisions, answered=True)[0]
+        right, *_ = capabilities(self.call.decisions, answered=True)
         done = await self._journal.subtasks.delegate(self._journal.task, child, self.key, right)
         if done is None:
             raise Park("subtask", [self._closed(EffectState.RETRYABLE)])

@@ -10,6 +10,7 @@ import pytest
 from engine_support import Home, World, passes, settled
 
 from goclaw.core import limits
+from goclaw.core.decisions import Context, Decision, Origin, Subject, SubjectKind, Verdict
 from goclaw.core.records import Call, Child, Done, Failed, Succeeded
 from goclaw.core.states import EffectClass
 
@@ -23,10 +24,16 @@ async def never_called(key: str, cancelled: asyncio.Event) -> Done:
     raise AssertionError("a sub-task is the journal's")
 
 
+ALLOWED = Decision(
+    "decision_1", 0, Subject(SubjectKind.RUN, "direct", Origin.UNIX), "tool.call",
+    "builtin/delegate", Context(), Verdict.ALLOW, "rule", "runs may", "p1", (),
+)  # fmt: skip
+
+
 def asking(prompt: str) -> Call:
     return Call(
         "tool", "delegate", orjson.dumps({"prompt": prompt}), EffectClass.KEYED, never_called,
-        child=Child(prompt),
+        child=Child(prompt), decisions=(ALLOWED,),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import contextlib
 import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -637,8 +638,9 @@ class Story:
         assert step.child is not None
         request = orjson.dumps({"prompt": step.child.name})
         call = Call(
-            "tool", "delegate", request, EffectClass.KEYED, never, child=Child(step.child.name)
-        )
+            "tool", "delegate", request, EffectClass.KEYED, never, child=Child(step.child.name),
+            decisions=(replace(LET_IN, action="tool.call", resource="builtin/delegate"),),
+        )  # fmt: skip
         (result,) = await attempt.perform([call])
         mine = [
             task for task in self.laws.tasks.values()
