@@ -406,16 +406,19 @@ class Client:
         """A page of events after ``from_event``."""
         return await self.ask(asks.events(session, from_event, limit))
 
-    async def subscribe(self, session: str, from_event: int | None = None) -> AsyncIterator[Event]:
+    async def subscribe(
+        self, session: str, from_event: int | None = None, *, latest: bool = False
+    ) -> AsyncIterator[Event]:
         """Events after ``from_event`` and then as they happen, for ever, over daemon restarts.
 
-        ReplayGap when ``from_event`` is no longer kept. One at a time per session.
+        ReplayGap when ``from_event`` is no longer kept. One at a time per session. ``latest``: of
+        what has piled up, also while the daemon was away, the newest event of each kind only.
         """
         queue: asyncio.Queue[Event | GoclawError] = asyncio.Queue(limits.EVENTS_PAGE_MAX)
         listeners = self._listeners.setdefault(session, [])
         listeners.append(queue)
         try:
-            await self.ask(asks.subscribe(session, from_event))
+            await self.ask(asks.subscribe(session, from_event, latest))
             while True:
                 event = await queue.get()
                 if isinstance(event, GoclawError):

@@ -116,9 +116,12 @@ def prompt(session: str, blocks: list[dict[str, Any]], key: str | None) -> Ask[d
     return Ask("session/prompt", params, dict)
 
 
-def subscribe(session: str, from_event: int | None) -> Ask[SessionInfo]:
-    """Follow a session after ``from_event``; None: what happens from now on."""
+def subscribe(session: str, from_event: int | None, latest: bool = False) -> Ask[SessionInfo]:
+    """Follow a session after ``from_event``; None: what happens from now on. ``latest``: of a
+    backlog the newest event of each kind only."""
     params = {"sessionId": session, "fromEventId": from_event, "role": "observer"}
+    if latest:
+        params["mode"] = "latest"
     return Ask(
         "_goclaw/session/subscribe", params, lambda result: SessionInfo.read(result, session)
     )

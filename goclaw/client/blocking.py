@@ -266,12 +266,15 @@ class SyncClient:
             if from_event >= page.head_event_id:
                 return
 
-    def follow(self, session: str, from_event: int | None = None) -> Iterator[Event]:
+    def follow(
+        self, session: str, from_event: int | None = None, *, latest: bool = False
+    ) -> Iterator[Event]:
         """Events after ``from_event`` and then as they happen, for ever, over daemon restarts.
 
-        One at a time per client; ReplayGap when ``from_event`` is no longer kept.
+        One at a time per client; ReplayGap when ``from_event`` is no longer kept. ``latest``: of
+        what has piled up, also while the daemon was away, the newest event of each kind only.
         """
-        self.ask(asks.subscribe(session, from_event))
+        self.ask(asks.subscribe(session, from_event, latest))
         while True:
             while self._events:
                 event = self._events.popleft()

@@ -122,6 +122,7 @@ class _Entry:
     __slots__ = (
         "cancel",
         "key",
+        "latest",
         "line",
         "method",
         "repeated",
@@ -139,6 +140,7 @@ class _Entry:
         start = where.get("fromEventId")
         self.start = start if type(start) is int else None
         self.role = "observer" if params.get("role") == "observer" else "controller"
+        self.latest = params.get("mode") == "latest"
         self.key = goclaw_meta(params).get("idempotencyKey")
         self.run_id = ""  # of a prompt, once its acceptance was seen
         self.repeated = False  # it is older than this connection
@@ -177,6 +179,7 @@ class Link:
         self._cursors: dict[str, int] = {}
         self._streams: dict[str, str] = {}
         self._observed: set[str] = set()
+        self._latest: set[str] = set()  # sessions of which only the newest is wanted
         self._loading: set[str] = set()
         self._unplaced: set[str] = set()  # sessions whose prompts wait until their head is known
         self._held: dict[str, list[tuple[int, Answered, _Entry]]] = {}
@@ -272,6 +275,8 @@ class Link:
             where = {**where, "streamId": self._streams[session]}
         role = "observer" if session in self._observed else "controller"
         params = {"sessionId": session, "role": role, **where}
+        if session in self._latest:
+            params["mode"] = "latest"
         self._send_own("_goclaw/session/subscribe", params, session)
 
     def _open(self) -> None:
@@ -465,13 +470,18 @@ class Link:
         head = _integer(meta.get("headEventId"))
         self._cursors[session] = head if entry.start is None else entry.start
         (self._observed.add if entry.role == "observer" else self._observed.discard)(session)
+        (self._latest.add if entry.latest else self._latest.discard)(session)
         if isinstance(meta.get("streamId"), str):
             self._streams[session] = meta["streamId"]
 
     def _forget(self, session: str) -> None:
+        self._unplace(session)
+        self._observed.discard(session)
+        self._latest.discard(session)
+
+    def _unplace(self, session: str) -> None:
         self._cursors.pop(session, None)
         self._streams.pop(session, None)
-        self._observed.discard(session)
         self._cancels.discard(session)
 
     def _own_answer(self, session: str, message: dict[str, Any]) -> list[Incoming]:
@@ -501,11 +511,12 @@ class Link:
 
     def _lost_place(self, session: str, error: dict[str, Any]) -> list[Incoming]:
         known = session in self._cursors
-        self._forget(session)
+        is_gone = error.get("code") == SessionUnknown.rpc
+        (self._forget if is_gone else self._unplace)(session)
         found: list[Incoming] = [Missed(session, error)] if known else []
         for _barrier_id, answered, entry in self._held.pop(session, []):
             found += self._settled(answered, entry)
-        if known and error.get("code") != SessionUnknown.rpc:
+        if known and not is_gone:
             self._subscribe(session, {})
         return found
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from test_wire_replay import events, until_event
 from test_wire_slow import small_unix
-from wire_support import OPTED_IN, Client, House, wire
+from wire_support import OPTED_IN, TOKEN, Client, House, wire
 
+import goclaw
 from goclaw.core import limits
 
 LATEST = {"mode": "latest"}
@@ -106,6 +107,47 @@ async def test_who_reads_nothing_is_not_closed_for_lag_and_is_told_the_newest(
     end = (await busy.turn(session, "chunks:20"))["_meta"]["goclaw"]["eventId"]
     await until_event(stuck, session, end)
     assert stuck.event_ids(session)[-(end - last) :] == list(range(last + 1, end + 1))
+
+
+async def missed_and_live(house: House, *, latest: bool) -> tuple[list[int], list[int]]:
+    """What a program's client is told of a turn it missed, and what it should have been told of it
+    in the other mode. Of the turn after that it is told everything."""
+    one = await house.unix(**OPTED_IN)
+    session = await one.new_session()
+    first = (await one.turn(session, "chunks:40 tool:x"))["_meta"]["goclaw"]["eventId"]
+    found: list[int] = []
+
+    async def until(last: int) -> None:
+        async for event in events:
+            found.append(event.event_id)
+            if event.event_id == last:
+                return
+
+    url = f"ws://127.0.0.1:{house.port}/ws"
+    async with goclaw.Client(url=url, token=TOKEN, patient=True) as client:
+        events = client.subscribe(session, first - 1, latest=latest)
+        await until(first)
+        house.gateway._closed = True  # nobody comes in for now
+        (theirs,) = (c for c in house.gateway._connections if c.by_token)
+        theirs._transport.abort()
+        last = (await one.turn(session, "chunks:40 tool:x"))["_meta"]["goclaw"]["eventId"]
+        house.gateway._closed = False
+        await until(last)
+        told = found[1:]
+        end = (await one.turn(session, "chunks:9"))["_meta"]["goclaw"]["eventId"]
+        await until(end)
+        await events.aclose()
+    assert found[1 + len(told) :] == list(range(last + 1, end + 1))
+    assert told == sorted(set(told))
+    return told, list(range(first + 1, last + 1))
+
+
+@wire(loops=["uvloop"])
+@pytest.mark.req("W-4", "W-13")
+async def test_a_program_s_client_comes_back_in_the_mode_it_asked_for(house: House) -> None:
+    told, everything = await missed_and_live(house, latest=True)
+    assert len(told) < len(everything) // 3
+    assert await missed_and_live(house, latest=False) == (everything, everything)
 
 
 @wire()

@@ -581,13 +581,46 @@ def test_a_prompt_to_no_session_is_answered() -> None:
     assert [method for method, _ in wire.daemon.saw] == ["initialize"]
 
 
-def test_a_role_is_kept_over_connections() -> None:
+WISHES = [
+    ({}, ("controller", None)),
+    ({"role": "observer"}, ("observer", None)),
+    ({"mode": "latest"}, ("controller", "latest")),
+    ({"role": "observer", "mode": "latest"}, ("observer", "latest")),
+]
+
+
+@pytest.mark.req("W-4", "W-13")
+@pytest.mark.parametrize(("wish", "kept"), WISHES)
+def test_role_and_mode_are_kept_over_connections(
+    wish: dict[str, str], kept: tuple[str, str | None]
+) -> None:
     wire = greeted(sessions=1)
-    wire.request("_goclaw/session/subscribe", sessionId="s0", fromEventId=0, role="observer")
+    wire.request("_goclaw/session/subscribe", sessionId="s0", fromEventId=0, **wish)
+    wire.settle()
+    for _ in range(2):
+        wire.crash()
+        wire.settle()
+        asked = wire.daemon.saw[-1][1]
+        assert (asked["role"], asked.get("mode")) == kept
+    # a place that is no longer kept: on from the head, as it was asked for
+    for _ in range(3):
+        wire.disk.append("s0", "update", sessionUpdate="plan")
+    wire.request("session/list")
+    wire.settle()
+    assert wire.ids("s0") == [1, 2, 3]
+    wire.disk.oldest["s0"] = 100
+    wire.crash()
+    wire.settle()
+    assert [one.session for one in wire.got if isinstance(one, Missed)] == ["s0"]
+    asked = wire.daemon.saw[-1][1]
+    assert (asked["role"], asked.get("mode"), "fromEventId" in asked) == (*kept, False)
+    # the last word counts
+    wire.request("_goclaw/session/subscribe", sessionId="s0")
     wire.settle()
     wire.crash()
     wire.settle()
-    assert wire.daemon.saw[-1][1]["role"] == "observer"
+    asked = wire.daemon.saw[-1][1]
+    assert (asked["role"], asked.get("mode")) == ("controller", None)
 
 
 def test_events_before_the_cursor_are_not_handed_out_twice() -> None:
