@@ -77,6 +77,7 @@ SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of Linux without its final zero
 ID_CHARS_MAX: Final = 256  # id of a JSON-RPC request: kept while in flight, echoed in its answer
 LABEL_CHARS_MAX: Final = 2_000  # subject, action and resource of a decision
 SAID_CHARS_MAX: Final = 200  # of an error or a name inside a sentence
+NAMES_SHOWN_MAX: Final = 10  # in one sentence; how many more there are is said
 MESSAGE_CHARS_MAX: Final = 4_000  # of an error in a task's events; six bytes of JSON each at most
 
 # -- store -------------------------------------------------------------------------------------

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "NOTIFICATIONS", "attached", "own_session", "session_block"]
 
 _TURN_ENDS: Final = frozenset(str(outcome) for outcome in Outcome)
+_WITHOUT_MCP: Final = (
+    "goclaw cannot start MCP servers yet; the session goes on without their tools."
+)
 _BLOCKS: Final = {"text": ("text",), "resource_link": ("uri", "name"), "resource": ("resource",)}
 
 # -- the handshake -----------------------------------------------------------------------------
@@ -133,6 +136,28 @@ def _send_commands(connection: Connection, session: Session) -> None:
     connection.notify("session/update", {"sessionId": session.session_id, "update": update})
 
 
+def _tell_skipped(connection: Connection, session: Session, block: dict[str, Any]) -> None:
+    """Name to the user the MCP servers that the session goes on without (PROTOCOL 1.7)."""
+    names = [" ".join(one["name"].split()) or "(no name)" for one in block["mcpSkipped"]]
+    if not names:
+        return
+    more = len(names) - limits.NAMES_SHOWN_MAX
+    listed = ", ".join(names[: limits.NAMES_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
+    title = f"MCP servers that are not started: {listed}."
+    update: dict[str, Any] = {
+        "sessionUpdate": "notice", "severity": "warning", "title": title,
+        "description": _WITHOUT_MCP,
+    }  # fmt: skip
+    client = connection.handshake.client
+    if client is None or not client.notices:
+        update = {
+            "sessionUpdate": "agent_thought_chunk",
+            "messageId": connection.engine.clock.new_id("message"),
+            "content": {"type": "text", "text": f"{title} {_WITHOUT_MCP}"},
+        }
+    connection.notify("session/update", {"sessionId": session.session_id, "update": update})
+
+
 def _roots(params: Params) -> tuple[str, list[str]]:
     cwd = params.path("cwd")
     others = params.paths("additionalDirectories")
@@ -168,6 +193,7 @@ async def _new(connection: Connection, params: Params) -> Reply:
     def then() -> None:
         connection.attach(session, session.head)
         _send_commands(connection, session)
+        _tell_skipped(connection, session, block)
         connection.ask_undecided(session, session.head)
 
     return Reply({"sessionId": session.session_id, "_meta": {"goclaw": block}}, then=then)
@@ -204,6 +230,7 @@ async def _load(connection: Connection, params: Params) -> Reply:
 
     def then() -> None:
         connection.attach(session, session.head)
+        _tell_skipped(connection, session, block)
         connection.ask_undecided(session, session.head)
 
     return Reply({"_meta": {"goclaw": block}}, then=then)
@@ -219,7 +246,7 @@ async def _resume(connection: Connection, params: Params) -> Reply:
     )
     block = await session_block(connection, session, params)
     _send_commands(connection, session)
-    return attached(connection, session, position, {"_meta": {"goclaw": block}})
+    return attached(connection, session, position, {"_meta": {"goclaw": block}}, block=block)
 
 
 def attached(
@@ -230,11 +257,17 @@ def attached(
     *,
     controller: bool = True,
     latest: bool = False,
+    block: dict[str, Any] | None = None,
 ) -> Reply:
-    """An answer, and behind it what the session did after ``position``."""
+    """An answer, and behind it what the session did after ``position``.
+
+    ``block``: of a request that gave MCP servers, which are named behind the answer.
+    """
 
     def then() -> None:
         connection.attach(session, position, controller=controller, latest=latest)
+        if block is not None:
+            _tell_skipped(connection, session, block)
         if controller:
             connection.ask_undecided(session, session.head)
 

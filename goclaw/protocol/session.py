@@ -51,6 +51,8 @@ class Client:
     name: str = ""
     version: str = ""
     opted_in: bool = False
+    notices: bool = False
+    """It shows ``notice`` updates to its user."""
     client_id: str | None = None
     attempt_token: str | None = None
     """It asks for no more than what the token of one attempt opens."""
@@ -93,6 +95,7 @@ class Handshake:
             version=_text(info.get("version")),
             # A bare true is a sloppy way to say {}: everything by default (PROTOCOL 4).
             opted_in=offered is True or (speaks and bool(extension.get("notifications"))),
+            notices=_object(capabilities.get("session")).get("notices") not in (None, False),
             client_id=client_id,
             attempt_token=attempt,
         )

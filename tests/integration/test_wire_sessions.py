@@ -465,15 +465,66 @@ async def test_the_system_session_is_nobodys(house: House) -> None:
     assert (await client.call("session/list"))["sessions"] == []
 
 
+SERVERS = [{"name": "git", "command": "/bin/git", "args": [], "env": []}, {"odd": 1}]
+
+
+def told(client: Client, since: int = 0) -> list[dict[str, Any]]:
+    """The updates that name MCP servers, each behind the answer before it."""
+    return [
+        m["params"]["update"] for m in client.messages[since:]
+        if m.get("method") == "session/update" and "MCP" in str(m["params"]["update"])
+    ]  # fmt: skip
+
+
 @wire()
-@pytest.mark.req("W-1")
-async def test_mcp_servers_are_skipped_and_named(house: House) -> None:
+@pytest.mark.req("W-1", "W-10")
+async def test_mcp_servers_are_skipped_and_named_to_the_user(house: House) -> None:
     client = await house.unix()
-    servers = [{"name": "git", "command": "/bin/git", "args": [], "env": []}, {"odd": 1}]
-    result = await client.call("session/new", {"cwd": "/tmp", "mcpServers": servers})
+    result = await client.call("session/new", {"cwd": "/tmp", "mcpServers": SERVERS})
     skipped = result["_meta"]["goclaw"]["mcpSkipped"]
     assert [entry["name"] for entry in skipped] == ["git", ""]
     assert all(entry["reason"] for entry in skipped)
+    session = result["sessionId"]
+    # whoever gives the list again is told again, behind the answer
+    again = {"sessionId": session, "cwd": "/tmp", "mcpServers": SERVERS[:1]}
+    for method in ("session/load", "session/resume"):
+        since = len(client.messages)
+        request = await client.request(method, again)
+        assert (await client.answer(request))["result"]["_meta"]["goclaw"]["mcpSkipped"] == [
+            skipped[0]
+        ]
+        await client.call("session/list")
+        (thought,) = told(client, since)
+        assert "git." in thought["content"]["text"]
+        assert told(client, index(client, request)) == [thought]
+    first = told(client)[0]
+    assert first["sessionUpdate"] == "agent_thought_chunk"
+    assert "git, (no name)" in first["content"]["text"]
+    assert len({update["messageId"] for update in told(client)}) == 3
+    # it is no event: nobody else hears it, and no history has it
+    other = await house.unix(**OPTED_IN)
+    await other.call("session/load", {**again, "mcpServers": []})
+    await client.turn(session, "hello")
+    await client.call("session/load", {**again, "mcpServers": []})
+    assert (told(other), len(told(client))) == ([], 3)
+    assert "MCP" not in client.said()
+
+
+@wire()
+@pytest.mark.req("W-1", "W-10")
+async def test_who_shows_notices_gets_one(house: House) -> None:
+    for notices, kind in (({}, "notice"), (True, "notice"), (None, "agent_thought_chunk")):
+        client = await house.unix(session={"notices": notices})
+        request = await client.request("session/new", {"cwd": "/", "mcpServers": SERVERS * 6})
+        await client.answer(request)
+        await client.call("session/list")
+        (update,) = told(client, index(client, request))
+        assert update["sessionUpdate"] == kind
+        assert "and 2 more." in str(update)
+        if kind == "notice":
+            assert (update["severity"], set(update)) == (
+                "warning", {"sessionUpdate", "severity", "title", "description"},
+            )  # fmt: skip
 
 
 @wire()
