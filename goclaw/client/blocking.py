@@ -402,13 +402,14 @@ class SyncClient:
         return message.get("result")
 
     def _step(self) -> None:
-        """Wait for something to read and take it in."""
+        """Wait a while for something to read and take it in."""
         if self._socket is None:
             raise DaemonGone("The client is closed.", hint="Make another one.")
         wake = self.wake
         if wake is not None:
             self._poll.register(wake[0], select.POLLIN)
-        ready = dict(self._poll.poll())
+        # A signal that comes just before a wait does not end it; its handler runs between two.
+        ready = dict(self._poll.poll(limits.SIGNAL_LOOK_MS))
         if wake is not None:
             self._poll.unregister(wake[0])
             if wake[0] in ready:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -222,6 +224,36 @@ def test_without_a_daemon_it_is_said_at_once(place: World) -> None:
             await goclaw.Client(place.home.root).connect()
 
     run(main())
+
+
+class Struck(Exception):
+    """A signal was heard."""
+
+
+@pytest.mark.req("U-2", "R-3")
+def test_a_signal_that_wakes_nobody_ends_the_blocking_clients_wait(place: World) -> None:
+    """One that another thread takes does not end a wait, as one right before the wait does not."""
+    ours, theirs = socket.socketpair()
+    main = threading.get_ident()
+
+    def strike() -> None:
+        theirs.recv(1)  # it has asked, and is not answered
+        while sys._current_frames()[main].f_code.co_name != "_step":
+            continue
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    def heard(*_: object) -> None:
+        raise Struck
+
+    before = signal.signal(signal.SIGUSR1, heard)
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        with theirs, pytest.raises(Struck):
+            goclaw.SyncClient(place.home.root, reach=lambda: ours)
+    finally:
+        striker.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.req("U-6")
