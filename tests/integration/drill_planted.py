@@ -27,7 +27,10 @@ class RepeatingTools(SinkTools):
 
     def tools(self) -> Sequence[Tool]:
         return [
-            dataclasses.replace(tool, effect_class=EffectClass.PURE) for tool in super().tools()
+            tool
+            if tool.effect_class is EffectClass.KEYED
+            else dataclasses.replace(tool, effect_class=EffectClass.PURE)
+            for tool in super().tools()
         ]
 
 
@@ -36,16 +39,15 @@ def main(fault: str, folder: Path) -> int:
     match fault:
         case "repeat":
             tools = RepeatingTools(Sink(folder / SINK))
-        case "lose":
-            for file in database_files(folder / HOME):
-                file.unlink(missing_ok=True)
-        case "rekey":
             key_of = effects.effect_key
 
             def another(task: Task, *rest: Any) -> str:
                 return f"{key_of(task, *rest)}.{task.attempt}"
 
-            effects.effect_key = another
+            effects.effect_key = another  # what has a key gets another one at each attempt
+        case "lose":
+            for file in database_files(folder / HOME):
+                file.unlink(missing_ok=True)
     return serve(folder, tools)
 
 

@@ -40,13 +40,15 @@ def plan(folder: Path, *kinds: str) -> Plan:
 @pytest.mark.req("E-1", "E-10", "E-2", "E-3", "E-4", "I-3", "I-4")
 @pytest.mark.timeout(300)
 def test_a_kill_at_every_commit_of_five_effects_loses_and_repeats_nothing(home: Path) -> None:
-    report = conduct(Plan(drill.script(drill.STEPS), str(home)), home)
+    """On one side of it or the other, or both; GOCLAW_DRILL_KILLS=0 is both of each."""
+    kills = int(os.environ.get("GOCLAW_DRILL_KILLS", "40"))
+    report = conduct(Plan(drill.script(drill.STEPS), str(home)), home, kills=kills or None)
     found = report.to_json()
     assert found["violations"] == []
     assert report.held
     assert found["tasksLost"] == found["eventsLost"] == 0
-    # Before and after each commit: more of them than intents and results, or nothing was struck.
-    assert found["kills"] >= 50
+    # More of them than intents and results, or nothing was struck.
+    assert found["kills"] >= (kills - 5 if kills else 50)
     assert found["kills"] + found["spared"] == found["boundaries"]
     by_class = {one["class"]: one for one in found["effects"]}
     assert by_class.keys() == {"pure", "keyed", "probeable", "irreversible"}
@@ -80,17 +82,12 @@ def bad(home: Path, fault: str, *kinds: str, kills: int | None = None) -> Report
 
 @pytest.mark.req("E-10")
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(
-    ("fault", "kinds", "kills"),
-    [("repeat", ("irreversible", "probeable"), 21), ("rekey", ("keyed",), 18)],
-)
-def test_an_effect_that_happens_too_often_is_called_bad(
-    fault: str, kinds: tuple[str, ...], kills: int, home: Path
-) -> None:
+def test_an_effect_that_happens_too_often_is_called_bad(home: Path) -> None:
     """Killed on one side of every commit: an effect's two fatal moments are on either."""
-    report = bad(home, fault, *kinds, kills=kills)
+    kinds = ("irreversible", "probeable", "keyed")
+    report = bad(home, "repeat", *kinds, kills=24)
     assert not report.held
-    assert report.boundaries == kills
+    assert report.boundaries == 24
     said = {what for _, what in report.violations}
     for index, kind in enumerate(kinds):
         says = f"effect {2 * index + 1} ({kind}, completed) happened 2 times"
@@ -111,10 +108,10 @@ def test_a_task_that_is_lost_is_called_bad(home: Path) -> None:
 
 @pytest.mark.req("E-10", "U-1")
 def test_the_verb_says_what_came_of_it(w: World) -> None:
-    (found,) = w.lines("drill", "crash", "--kills", "3")
+    (found,) = w.lines("drill", "crash", "--kills", "2")
     assert found["held"]
-    assert (found["boundaries"], found["kills"] + found["spared"]) == (3, 3)
-    shown = w.goclaw("drill", "crash", "--kills", "2").stdout
+    assert (found["boundaries"], found["kills"] + found["spared"]) == (2, 2)
+    shown = w.goclaw("drill", "crash", "--kills", "1").stdout
     assert "The promise held" in shown
     assert not w.home.root.exists()  # the home of the person is not touched
     for words in (("--kills", "0"), ("--kills", "many")):
@@ -127,9 +124,9 @@ def test_a_script_of_ones_own_is_drilled(w: World) -> None:
     call = {"call": "irreversible", "args": {"n": 1}}
     steps = [{"call": "word-count", "args": {"file": "text"}}, {"ask": "Go on?"}, call]
     script_file(w.cwd, steps, match="^drill$")
-    (found,) = w.lines("drill", "crash", "--script", "script.json", "--kills", "4")
+    (found,) = w.lines("drill", "crash", "--script", "script.json", "--kills", "2")
     assert found["held"]
-    assert found["questions"] >= 5  # each life asks, and again after a kill
+    assert found["questions"] >= 3  # each life asks, and again after a kill
     assert [(one["ordinal"], one["tool"]) for one in found["effects"]] == [(5, "irreversible")]
 
     script_file(w.cwd, steps, match="^else$")
@@ -142,7 +139,7 @@ def test_a_script_of_ones_own_is_drilled(w: World) -> None:
 @pytest.mark.req("E-10")
 def test_a_skill_is_drilled_on_a_file(w: World) -> None:
     (w.cwd / "text").write_text("two words\n")
-    words = ("drill", "crash", "--kills", "3", "--skill")
+    words = ("drill", "crash", "--kills", "2", "--skill")
     (found,) = w.lines(*words, "word-count", "text")
     assert found["held"]
     assert [one["tool"] for one in found["effects"]] == ["keyed", "irreversible"]
@@ -162,7 +159,7 @@ def test_an_installed_skill_is_drilled(w: World) -> None:
     manifest = folder / "skill.toml"
     manifest.write_text(manifest.read_text().replace('name = "word-count"', 'name = "mine"'))
     (w.cwd / "text").write_text("two words\n")
-    (found,) = w.lines("drill", "crash", "--kills", "2", "--skill", "mine", "text")
+    (found,) = w.lines("drill", "crash", "--kills", "1", "--skill", "mine", "text")
     assert found["held"]
 
 
