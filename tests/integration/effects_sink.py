@@ -1,14 +1,16 @@
 """The outside world of the effect tests: a process that counts what is done to it, by key.
 
 Owns the counts, which no kill of the engine's process touches. Not in here: the tools that call
-it (effects_support.py). One JSON line in, one JSON line out, per connection.
+it (effects_support.py). One JSON line in, one JSON line out, per connection. Hundreds of tests
+start one each: without asyncio it starts in a third of the time.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
+import socketserver
 import sys
+import threading
 from collections import Counter
 from typing import Any
 
@@ -37,20 +39,28 @@ class Sink:
                 return None if request.get("reset") else {"effects": self.effects[key]}
         return {"error": "no such operation"}
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answer = self.answer(json.loads(await reader.readline()))
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 100
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, Caller)
+        self.sink, self.turn = Sink(), threading.Lock()
+
+
+class Caller(socketserver.StreamRequestHandler):
+    server: Server
+
+    def handle(self) -> None:
+        request = json.loads(self.rfile.readline())
+        with self.server.turn:
+            answer = self.server.sink.answer(request)
         if answer is not None:
-            writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
-        writer.close()
-
-
-async def main(path: str) -> None:
-    server = await asyncio.start_unix_server(Sink().serve, path)
-    print("ready", flush=True)
-    async with server:
-        await server.serve_forever()
+            self.wfile.write(json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    with Server(sys.argv[1]) as server:
+        print("ready", flush=True)
+        server.serve_forever()
