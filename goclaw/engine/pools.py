@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from goclaw.core import limits, log
-from goclaw.core.errors import GoclawError, LeaseLost, ShuttingDown
+from goclaw.core.errors import GoclawError, ShuttingDown
 from goclaw.core.faults import faultpoint
 from goclaw.core.states import EffectState
 from goclaw.engine.effects import task_key
 from goclaw.engine.external import Held, Intended, recorded
+from goclaw.engine.handback import Handback
 from goclaw.engine.intake import effect_class_of, unpacked_work
 from goclaw.store import rows
 
@@ -79,7 +80,7 @@ class Pools:
         self._changes = 0
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._looking: asyncio.Task[None] | None = None
-        self._giving: set[asyncio.Task[None]] = set()
+        self._handback = Handback(database, clock, queue)
         self._closed = False
         self._asked: dict[str, int] = {}  # by pool: when a worker last did, the latest last
 
@@ -269,30 +270,7 @@ class Pools:
     def give_back(self, tokens: Iterable[bytes]) -> None:
         """End leases that nobody knows of; no budget is spent."""
         for token in tokens:
-            giving = asyncio.ensure_future(self._given_back(token, self._handed(token)))
-            self._giving.add(giving)
-            giving.add_done_callback(self._giving.discard)
-
-    async def _given_back(self, token: bytes, given: asyncio.Future[Committed]) -> None:
-        """Until it is on disk: left there, the lease would run out and cost its task a crash."""
-        while True:
-            try:
-                await given
-            except LeaseLost:
-                return
-            except GoclawError as error:
-                _log.error("lease not given back", extra={"data": {"error": str(error)}})
-            else:
-                return
-            never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            await asyncio.wait([never], timeout=limits.STOP_RETRY_MS / 1000)
-            given = self._handed(token)
-
-    def _handed(self, token: bytes) -> asyncio.Future[Committed]:
-        return self._database.write(
-            "reclaim", live=True, token=token, spent=0, reason="handed_back",
-            crash_budget=self._queue.crash_budget, now=self._clock.wall_ms(),
-        )  # fmt: skip
+            self._handback.give(token)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -313,7 +291,4 @@ class Pools:
 
     async def settled(self) -> None:
         """Wait until what goes back is on disk, within a bound."""
-        if self._giving:
-            _, left = await asyncio.wait(set(self._giving), timeout=limits.CLOSE_MS_MAX / 1000)
-            for giving in left:
-                giving.cancel()
+        await self._handback.settled()

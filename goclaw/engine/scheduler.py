@@ -19,6 +19,7 @@ from goclaw.core.faults import faultpoint
 from goclaw.core.metrics import CLAIM_S
 from goclaw.core.records import Task
 from goclaw.core.states import LEAVING
+from goclaw.engine.handback import Handback
 from goclaw.engine.worker import LiveAttempt
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from goclaw.engine.gates import Gates
     from goclaw.engine.subtasks import Subtasks
     from goclaw.engine.taints import Taints
-    from goclaw.store import Committed, Database, Event
+    from goclaw.store import Database, Event
 
 __all__ = ["Scheduler"]
 
@@ -87,7 +88,7 @@ class Scheduler:
         self._stopping = False
         # Tokens of claims that no lane has taken up yet; True: of prompts only.
         self._claiming: dict[bytes, bool] = {}
-        self._giving: set[asyncio.Task[None]] = set()  # leases on their way back
+        self._handback = Handback(database, clock, queue)
         self._started: set[tuple[str | None, int]] = set()  # on disk RUNNING, not in live yet
         self.live: dict[tuple[str | None, int], LiveAttempt] = {}
         """Live attempts of goclaw's own lanes, by task id and attempt."""
@@ -333,32 +334,9 @@ class Scheduler:
         return claim, await self._taken(claim, found)
 
     def _give_back(self, token: bytes) -> None:
-        """End a lease that nobody holds. The writer's order puts it behind the claim itself."""
+        """End a lease that nobody holds."""
         self._claiming.pop(token, None)
-        giving = asyncio.ensure_future(self._given_back(token, self._handed(token)))
-        self._giving.add(giving)
-        giving.add_done_callback(self._giving.discard)
-
-    async def _given_back(self, token: bytes, given: Awaitable[Committed]) -> None:
-        """Until it is on disk: left there, the lease would cost its task a crash."""
-        while True:
-            try:
-                await given
-            except LeaseLost:
-                return
-            except GoclawError as error:
-                _log.error("lease not given back", extra={"data": {"error": str(error)}})
-            else:
-                return
-            never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            await asyncio.wait([never], timeout=limits.STOP_RETRY_MS / 1000)
-            given = self._handed(token)
-
-    def _handed(self, token: bytes) -> asyncio.Future[Committed]:
-        return self._database.write(
-            "reclaim", live=True, token=token, spent=0, crash_budget=self._queue.crash_budget,
-            reason="handed_back", now=self._clock.wall_ms(),
-        )  # fmt: skip
+        self._handback.give(token)
 
     # -- leases --------------------------------------------------------------------------------
 
@@ -425,8 +403,8 @@ class Scheduler:
             _log.error("a lane did not end")
             self._give_back(token)
         await asyncio.gather(*self._chores, return_exceptions=True)
-        if self._giving and not stuck:  # on disk before the stop is over
-            await asyncio.wait(set(self._giving), timeout=limits.CLOSE_MS_MAX / 1000)
+        if not stuck:  # on disk before the stop is over
+            await self._handback.settled()
 
 
 async def _settled(lanes: list[asyncio.Task[None]], wait_ms: int, hurry: asyncio.Event) -> None:
