@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from goclaw.cli import show
 from goclaw.cli.place import home_of, prepare
+from goclaw.client.blocking import SyncClient
 from goclaw.core.clock import SystemClock
 from goclaw.core.errors import DaemonGone
 from goclaw.core.faults import arm
+from goclaw.ops import backup as ops
 
 if TYPE_CHECKING:
     import argparse
@@ -23,9 +25,6 @@ __all__ = ["create", "list_backups", "restore", "verify"]
 
 def create(options: argparse.Namespace) -> int:
     """Make one: by the daemon, else here, holding the home."""
-    from goclaw.client.blocking import SyncClient
-    from goclaw.ops import backup as ops
-
     home = home_of(options)
     try:
         with SyncClient(home) as client:
@@ -40,8 +39,6 @@ def create(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """0 when it is whole; a broken one is an error that says why."""
-    from goclaw.ops import backup as ops
-
     # Files that nobody writes to: no daemon is needed, and a damaged one is read here, not there.
     _show_one(options, ops.verify(home_of(options), options.name).to_json(), "whole")
     return 0
@@ -49,8 +46,6 @@ def verify(options: argparse.Namespace) -> int:
 
 def list_backups(options: argparse.Namespace) -> int:
     """Newest first."""
-    from goclaw.ops import backup as ops
-
     found = ops.listed(home_of(options))
     if options.json:
         for one in found:
@@ -65,8 +60,6 @@ def list_backups(options: argparse.Namespace) -> int:
 
 def restore(options: argparse.Namespace) -> int:
     """Refused while anybody has the home."""
-    from goclaw.ops import backup as ops
-
     home = home_of(options)
     prepare(home)
     arm(os.environ)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from goclaw import daemon
 from goclaw.cli import show
 from goclaw.cli.place import home_of
+from goclaw.client.reach import dial
 from goclaw.core.clock import SystemClock
+from goclaw.ops import doctor as ops
 
 if TYPE_CHECKING:
     import argparse
@@ -20,10 +23,6 @@ __all__ = ["doctor"]
 
 def doctor(options: argparse.Namespace) -> int:
     """0 when nothing fails; a warning is no failure."""
-    from goclaw import daemon
-    from goclaw.client.reach import dial
-    from goclaw.ops import doctor as ops
-
     home = home_of(options)
     connection = dial(home)
     if connection is not None:

@@ -19,7 +19,7 @@ from goclaw.core.home import Home
 if TYPE_CHECKING:
     import argparse
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from goclaw.cli.embedded import Embedded
     from goclaw.client.blocking import SyncClient
@@ -53,6 +53,17 @@ def brain_name(text: str | None) -> str | None:
     return "script:" + absolute(text.removeprefix("script:"))
 
 
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """Around imports: Ctrl-C and SIGTERM come after them. A native module whose own imports are
+    interrupted as it starts may take the process down (orjson 3.13 ends in SIGSEGV)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Place:
     """A home with a client on it: of the daemon that is there, else of an embedded one, which ends
     with its last client. Use it in a ``with``.
@@ -80,7 +91,8 @@ class Place:
         return self._embedded is not None
 
     def __enter__(self) -> SyncClient:
-        from goclaw.client.blocking import SyncClient
+        with _held():
+            from goclaw.client.blocking import SyncClient
 
         self._before = signal.signal(signal.SIGTERM, self._terminated)
         try:
@@ -147,7 +159,8 @@ class Place:
             return None
         if self._embedded is not None and self._embedded.is_alive():
             return None
-        from goclaw.cli.embedded import Embedded
+        with _held():
+            from goclaw.cli.embedded import Embedded
         from goclaw.core.errors import HomeInUse
 
         embedded = Embedded(self._home)

@@ -9,7 +9,9 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from goclaw import daemon
 from goclaw.cli.place import brain_name, home_of
+from goclaw.core import config
 
 if TYPE_CHECKING:
     import argparse
@@ -19,9 +21,6 @@ __all__ = ["serve"]
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal."""
-    from goclaw import daemon
-    from goclaw.core import config
-
     home = home_of(options)
     if options.idle_exit:
         with contextlib.suppress(FileNotFoundError):

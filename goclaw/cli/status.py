@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from goclaw.cli import show
 from goclaw.cli.place import home_of
+from goclaw.client.blocking import SyncClient
 from goclaw.core.errors import DaemonGone
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ __all__ = ["status"]
 
 def status(options: argparse.Namespace) -> int:
     """0 with a daemon that is ready, 1 without."""
-    from goclaw.client.blocking import SyncClient
-
     home = home_of(options)
     try:
         with SyncClient(home) as client:

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from goclaw.cli.place import home_of, prepare
+from goclaw.client import Client
 from goclaw.core.errors import UsageError
 from goclaw.core.files import absolute
 
@@ -40,7 +41,6 @@ def tui(options: argparse.Namespace) -> int:
 
 
 async def _run(home: Home, session: str | None) -> None:
-    from goclaw.client import Client
     from goclaw.tui import GoclawApp
 
     async with Client(home, start=True, patient=True) as client:
