@@ -95,6 +95,7 @@ READ_BYTES_MAX: Final = 64 * KIB  # bytes of one read transaction
 READER_THREADS: Final = 2  # one may be in a slow page while the other answers
 READ_AHEAD_PAGES: Final = 8  # for a client that keeps up: one hop to a reader thread costs a page
 BUSY_MS_MAX: Final = 5_000  # wait for a foreign lock (sqlite3 shell, backup tool)
+SERVICE_PAUSE_MS: Final = 1_000  # a timer or lane that failed begins again: its log stays short
 
 # -- events and rings --------------------------------------------------------------------------
 RING_BYTES: Final = 256 * KIB  # per watched session

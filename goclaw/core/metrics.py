@@ -17,6 +17,7 @@ __all__ = [
     "CLAIM_S",
     "DECISIONS",
     "LOOP_LAG_S",
+    "SERVICE_FAULTS",
     "SKILL_FAULTS",
     "TRANSITIONS",
     "Histogram",
@@ -55,3 +56,5 @@ BACKPRESSURE_CLOSES: Final[Counter[str]] = Counter()
 """By the reason of PROTOCOL 2.6."""
 SKILL_FAULTS: Final[Counter[tuple[str, str]]] = Counter()
 """(skill, reason code)."""
+SERVICE_FAULTS: Final[Counter[str]] = Counter()
+"""By service: how often a fault of the program ended it, and it began again."""

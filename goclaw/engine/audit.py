@@ -19,6 +19,7 @@ from goclaw.core import limits, log
 from goclaw.core.clock import rfc3339
 from goclaw.core.errors import GoclawError
 from goclaw.core.files import open_to_append
+from goclaw.core.services import keep_running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,7 +87,7 @@ class Audit:
                 await _thread(self._path.replace, aside)
                 seq = 0
         self._copied = seq
-        self._copying = asyncio.ensure_future(self._copy())
+        self._copying = keep_running("audit copy", self._copy)
 
     def observe(self, _events: list[Event]) -> None:
         """Something committed, maybe decisions with it."""

@@ -81,10 +81,16 @@ class Hub:
     def publish(self, events: list[Event]) -> None:
         """Take a batch of commits: tell the observers, frame once, ring, wake readers."""
         faultpoint("before_publish")
+        failed: Exception | None = None
         for observer in self._observers:
-            observer(events)
+            try:
+                observer(events)
+            except Exception as error:  # the others live by what they are told
+                failed = error
         if self._channels:
             self._to_readers(events)
+        if failed is not None:
+            raise failed
 
     def _to_readers(self, events: list[Event]) -> None:
         touched: dict[int, Channel] = {}

@@ -172,11 +172,11 @@ class Engine:
         self.scheduler.look_again()
 
     async def stop(self, drain_ms: int, hurry: asyncio.Event) -> None:
-        """Refuse new work, drain, hand back the rest, stop the timers (R-3)."""
+        """Refuse new work, drain, hand back the rest, stop the timers (R-3, Q-13)."""
         self.intake.closed = True
         self.pools.close()
-        await self._schedules.stop()
         await self.scheduler.stop(drain_ms, hurry)
+        await self._schedules.stop()  # what drains keeps to its time-outs
         await self.subtasks.stop()
         await asyncio.gather(self.pools.settled(), self.external.settled())
         self.hub.close()

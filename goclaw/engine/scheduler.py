@@ -18,6 +18,7 @@ from goclaw.core.errors import GoclawError, LeaseLost
 from goclaw.core.faults import faultpoint
 from goclaw.core.metrics import CLAIM_S
 from goclaw.core.records import Task
+from goclaw.core.services import keep_running
 from goclaw.core.states import LEAVING
 from goclaw.engine.handback import Handback
 from goclaw.engine.worker import LiveAttempt
@@ -132,12 +133,11 @@ class Scheduler:
     def start(self) -> None:
         """Open the lanes."""
         self._lanes = [
-            asyncio.create_task(self._lane(), name=f"lane-{number}")
-            for number in range(self._queue.lanes)
+            keep_running(f"lane-{number}", self._lane) for number in range(self._queue.lanes)
         ]
         self._chores = [
-            asyncio.create_task(self._heartbeats(), name="heartbeats"),
-            asyncio.create_task(self._reclaims(), name="reclaims"),
+            keep_running("heartbeats", self._heartbeats),
+            keep_running("reclaims", self._reclaims),
         ]
 
     # -- what commits tell ---------------------------------------------------------------------
@@ -270,6 +270,13 @@ class Scheduler:
         if found[0] is None:
             self._claiming.pop(claim.token, None)
             return None
+        try:
+            return await self._begun(claim, found)
+        except Exception:  # a fault of ours: nobody else would ever take it for expired
+            self._give_back(claim.token)
+            raise
+
+    async def _begun(self, claim: _Claim, found: tuple[Any, ...]) -> LiveAttempt | None:
         (
             tid, sid, session_id, task_id, run_id, kind, attempt, max_attempts, on_unknown, trace,
             _, payload, key, client, origin, failures, *served,
@@ -323,6 +330,10 @@ class Scheduler:
         self.live[key] = attempt
         try:
             found = await attempt.run(self._runner, following)
+        except Exception:
+            if claim is not None:
+                self._give_back(claim.token)
+            raise
         finally:
             del self.live[key]
             self._room_grew()

@@ -8,12 +8,15 @@ Owns the one timer. Not in here: who set the time (worker, intake, approvals), w
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from goclaw.core import limits, log
 from goclaw.core.clock import traceparent
 from goclaw.core.errors import AlreadyResolved, GoclawError, LeaseLost
+from goclaw.core.metrics import SERVICE_FAULTS
 from goclaw.core.records import Failed
+from goclaw.core.services import keep_running
 from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.recurrence import Recurrence
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Schedules"]
 
 _log = log.logger("engine.schedules")
+_One: TypeAlias = "tuple[str, int | str]"
+"""What is done to a task, or to an approval."""
 _TIMED: Final = frozenset({"task.queued", "task.requeued"})
 _SETTING: Final = frozenset({"task.retry_wait", "task.suspended", "approval.opened"})
 _CHECK_MS: Final = 60_000  # wall-clock jumps move approvals: look again at least this often
@@ -51,11 +56,13 @@ class Schedules:
         self._database, self._clock, self._queue = database, clock, queue
         self._gates, self._expire = gates, expire
         self._changed = asyncio.Event()
+        self._aside: dict[_One, int] = {}
+        """What could not be moved, and from when on it may be tried again."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Look at once, then whenever something is due."""
-        self._task = asyncio.create_task(self._run(), name="schedules")
+        self._task = keep_running("schedules", self._run)
 
     def observe(self, events: list[Event]) -> None:
         """A commit may have set an earlier time."""
@@ -97,39 +104,64 @@ class Schedules:
 
     async def _turn(self) -> int:
         """Do all that is due; milliseconds until the next."""
-        read, most = self._database.read, limits.READ_ROWS_MAX
         now_mono, now = self._clock.mono_ms(), self._clock.wall_ms()
         self._database.fence.tend(now)
-        due = await read("due_tasks", now_mono=now_mono, limit=most)
-        held = await read("held_due", now=now, limit=most)
-        late = await read("timeouts_due", now_mono=now_mono, limit=most)
-        over = await read("deadlines_due", now=now, limit=most)
-        expired = await read("approvals_due", now=now, limit=most)
-        if due or held or late or over or expired:
-            await asyncio.gather(
-                *(
-                    self._database.write(
-                        "wake", live=True, tid=tid, now_mono=now_mono, reason="due", now=now
-                    )
-                    for (tid,) in due
-                ),
-                *(self._release(row, now) for row in held),
-                *(self._time_out(row) for row in late),
-                *(self._database.write("expire", live=True, tid=tid, now=now) for (tid,) in over),
-                *(self._close(approval_id) for (approval_id,) in expired),
+        moves = await self._due(now_mono, now)
+        self._aside = {one: until for one, until in self._aside.items() if one in moves}
+        ready = {one: move for one, move in moves.items() if self._aside.get(one, 0) <= now_mono}
+        if ready:
+            ended = await asyncio.gather(
+                *(move() for move in ready.values()), return_exceptions=True
             )
+            for one, error in zip(ready, ended, strict=True):
+                if isinstance(error, BaseException):
+                    self._put_aside(one, error, now_mono)
+                else:
+                    self._aside.pop(one, None)
             return 0
+        # What was put aside is due all the while: it is looked at in turn, not at once.
+        least = limits.FULL_RETRY_MS if self._aside else 0
         waits = [_CHECK_MS]
         for query, clock in (
             ("next_due", self._clock.mono_ms), ("next_timeout", self._clock.mono_ms),
             ("next_held", self._clock.wall_ms), ("next_deadline", self._clock.wall_ms),
             ("next_expiry", self._clock.wall_ms),
         ):  # fmt: skip
-            ((following,),) = await read(query)
+            ((following,),) = await self._database.read(query)
             if following is not None:
-                waits.append(max(0, following - clock()))
+                waits.append(max(least, following - clock()))
         gate_ms = await self._gates.look()
         return min(waits) if gate_ms is None else min(gate_ms, *waits)
+
+    async def _due(self, now_mono: int, now: int) -> dict[_One, Callable[[], Awaitable[object]]]:
+        """What is due, and how it is moved."""
+        read, write = self._database.read, self._database.write
+        most = limits.READ_ROWS_MAX + len(self._aside)  # those keep nobody else from being seen
+        due = await read("due_tasks", now_mono=now_mono, limit=most)
+        held = await read("held_due", now=now, limit=most)
+        late = await read("timeouts_due", now_mono=now_mono, limit=most)
+        over = await read("deadlines_due", now=now, limit=most)
+        expired = await read("approvals_due", now=now, limit=most)
+        wake = partial(write, "wake", live=True, now_mono=now_mono, reason="due", now=now)
+        expire = partial(write, "expire", live=True, now=now)
+        return {
+            **{("wake", tid): partial(wake, tid=tid) for (tid,) in due},
+            **{("release", row[0]): partial(self._release, row, now) for row in held},
+            **{("time out", row[0]): partial(self._time_out, row) for row in late},
+            **{("expire", tid): partial(expire, tid=tid) for (tid,) in over},
+            **{("close", name): partial(self._close, name) for (name,) in expired},
+        }
+
+    def _put_aside(self, one: _One, error: BaseException, now_mono: int) -> None:
+        """It could not be moved: all others are, and it is tried again."""
+        known = one in self._aside
+        self._aside[one] = now_mono + limits.BUSY_MS_MAX
+        if known:
+            return
+        if not isinstance(error, GoclawError):
+            SERVICE_FAULTS["schedules"] += 1
+        what = {"what": one[0], "of": one[1], "error": f"{type(error).__name__}: {error}"}
+        _log.error("timer failed", exc_info=error, extra={"data": what})
 
     async def _release(self, row: tuple[Any, ...], now: int) -> None:
         """A delayed task takes its place in line; a recurring one leaves its successor behind."""

@@ -104,6 +104,10 @@ class _Page:
         yield _counter(
             "skill_faults", "Faults of skills.", ("skill", "reason"), metrics.SKILL_FAULTS
         )
+        yield _counter(
+            "service_faults", "Timers and lanes that failed and began again.", ("service",),
+            {(service,): count for service, count in metrics.SERVICE_FAULTS.items()},
+        )  # fmt: skip
         yield _histogram("loop_lag_seconds", "Lateness of the event loop.", metrics.LOOP_LAG_S)
 
 

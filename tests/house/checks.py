@@ -136,6 +136,8 @@ EDGES: dict[str, str] = {
     "goclaw/client/worker.py:Worker._outcome": "a handler's code: its fault fails the attempt",
     "goclaw/client/worker.py:_in_thread": "a thread's edge: the worker's loop raises it again",
     "goclaw/engine/worker.py:LiveAttempt._outcome": "a brain's code: its fault fails the attempt",
+    "goclaw/engine/hub.py:Hub.publish": "the other observers are told; then it is raised",
+    "goclaw/core/services.py:_kept": "a service's edge: said with its stack, and begun again",
 }
 
 # No side door: a Runner is called by the engine alone, the gate by a Runner, a tool by the gate,

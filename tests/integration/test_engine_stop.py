@@ -13,7 +13,7 @@ from engine_support import Home, World, passes, settled
 
 from goclaw.core import limits
 from goclaw.core.errors import ShuttingDown
-from goclaw.core.records import Call, Done, Failed, Succeeded
+from goclaw.core.records import Call, Done, Failed, Succeeded, Terms
 from goclaw.core.states import EffectClass
 
 if TYPE_CHECKING:
@@ -399,6 +399,33 @@ def test_a_disk_that_refuses_for_good_does_not_hold_up_a_stop(home: Path) -> Non
         began = world.clock.mono_ms()
         await world.stop(0)
         assert world.clock.mono_ms() - began <= limits.CLOSE_MS_MAX + limits.STOP_RETRY_MS
+
+    house.live(main)
+
+
+@pytest.mark.req("R-3", "Q-13")
+@pytest.mark.parametrize("terms", ["time-out", "deadline"])
+def test_what_drains_keeps_to_its_time(home: Path, terms: str) -> None:
+    """A stop is no leave to go on: the time-out ends an attempt, the deadline a task."""
+    house = Home(home)
+    house.plays["forever"] = forever
+
+    async def main(world: World) -> None:
+        if terms == "time-out":
+            within = Terms(timeout_ms=1_000)
+        else:
+            within = Terms(deadline_ms=world.clock.wall_ms() + 1_000)
+        task = await world.tool(await world.session(), "forever", terms=within)
+        await passes(100)
+        began = world.clock.mono_ms()
+        await world.stop(30_000)
+        assert world.clock.mono_ms() - began < 2_000
+        row = await world.engine.task(task.task_id)
+        if terms == "time-out":
+            assert (row["state"], row["failures"], row["crashes"]) == ("RETRY_WAIT", 1, 0)
+            assert row["reason"] == "attempt_timeout"
+        else:
+            assert (row["state"], row["reason"]) == ("FAILED", "deadline_exceeded")
 
     house.live(main)
 

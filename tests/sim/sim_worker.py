@@ -198,10 +198,18 @@ class Worker:
             case "h":
                 await _heard(external.heartbeat(held))
             case "e":
-                effects = story.laws.tasks[job.tid].effects.items()
-                under_way = [number for number, one in effects if one.state == EffectState.INTENT]
+                task = story.laws.tasks[job.tid]
+                under_way = [
+                    number for number, one in task.effects.items()
+                    if one.state == EffectState.INTENT
+                ]  # fmt: skip
+                ordinal = max(under_way, default=0)
+                if task.state == State.CANCELED and ordinal in task.effects:
+                    # Of a cancelled attempt it is joined: then it is what a tool answered.
+                    key = task.effects[ordinal].key
+                    story.laws.answers.setdefault(key, set()).add(b'"late"')
                 try:
-                    await _heard(external.result(held, max(under_way, default=0), "late"))
+                    await _heard(external.result(held, ordinal, "late"))
                 except IllegalTransition:
                     return
 

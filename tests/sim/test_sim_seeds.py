@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SEEDS = int(os.environ.get("GOCLAW_SIM_SEEDS", "75"))
 FEW = 15
+FOUND = (779, 876, 1817)
+"""Seeds that the soak found something with, once mended."""
 BUILD = "native" if _fast.NATIVE else "pure"
 
 
@@ -65,6 +67,12 @@ def test_the_laws_hold_and_everything_ends_and_the_range_tells_of_everything() -
 def test_the_laws_hold_while_the_faults_never_stop() -> None:
     for seed in range(FEW):
         simulate.play(seed, BUILD, calm=False)
+
+
+@pytest.mark.req("Q-11", "Q-13")
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_the_soak_once_found_stays_mended(seed: int) -> None:
+    simulate.play(seed, BUILD)
 
 
 @pytest.mark.req("R-6", "I-8")
