@@ -145,12 +145,7 @@ class Agent:
         self.turn = self.prompt_id = None
 
     async def _receive(self) -> list[Incoming]:
-        try:
-            line = await self._stdout.readline()
-        except ValueError:
-            raise AgentGone(f"it sent a line of over {limits.FRAME_BYTES_MAX} bytes.") from None
-        if not line:
-            raise AgentGone("its process ended.")
+        line = await self._line()
         self._bytes += len(line)
         if self._bytes > limits.AGENT_TURN_BYTES_MAX:
             raise AgentGone(f"it sent over {limits.AGENT_TURN_BYTES_MAX} bytes in one turn.")
@@ -160,6 +155,24 @@ class Agent:
             if self._garbage > limits.AGENT_GARBAGE_MAX:
                 raise AgentGone("it writes what is no ACP.")
         return [one for one in found if not isinstance(one, Send)]
+
+    async def _line(self) -> bytes:
+        """The next one. What it started may outlive it with its output open: its own end counts."""
+        reading = asyncio.ensure_future(self._stdout.readline())
+        try:
+            while not reading.done():
+                ended = not self.is_alive
+                await asyncio.wait((reading,), timeout=limits.AGENT_LOOK_MS / 1000)
+                if ended:
+                    break
+            line = reading.result() if reading.done() else b""
+        except ValueError:
+            raise AgentGone(f"it sent a line of over {limits.FRAME_BYTES_MAX} bytes.") from None
+        finally:
+            reading.cancel()
+        if not line:
+            raise AgentGone("its process ended.")
+        return line
 
     async def answer(self, call: Call, result: object) -> None:
         """The answer to one of its requests."""
@@ -204,9 +217,9 @@ class Agent:
         stdin = self._process.stdin
         assert stdin is not None
         stdin.close()
-        await self._process.wait()
         # its pipes may have other owners by now; the stream API has no close of its own
         self._process._transport.close()  # type: ignore[attr-defined]
+        await self._process.wait()
 
     @property
     def _stdout(self) -> asyncio.StreamReader:

@@ -24,6 +24,10 @@ def main(arguments: list[str]) -> int:
     door, command = int(arguments[0]), arguments[1:]
     os.setpgid(0, 0)
     _die_with_parent()
+    # asyncio and uvloop may leave the far ends of the pipes open: what outlives the program must
+    # not hold its output open
+    os.closerange(3, door)
+    os.closerange(door + 1, os.sysconf("SC_OPEN_MAX"))
     for name in ("SIGPIPE", "SIGXFSZ", "SIGXFZ"):  # this interpreter ignores them
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)

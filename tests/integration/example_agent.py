@@ -145,6 +145,13 @@ class Example(Agent):
         await asyncio.sleep(0.1)
         os._exit(1)
 
+    async def do_orphan(self, session_id: str, rest: str) -> None:
+        await self.say(session_id, "half ")
+        if len(Path(os.environ["AGENT_LOG"]).read_text().split("prompt")) == 2:
+            orphan = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
+            note(f"orphan {orphan.pid}")
+            os._exit(1)
+
     async def do_garbage(self, session_id: str, rest: str) -> None:
         for _ in range(int(rest)):
             print("a line of a log")

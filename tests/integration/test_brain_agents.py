@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,6 +184,17 @@ def test_a_crash_of_the_agent_resumes_its_session(home: Path) -> None:
     chunks = [p for _, p in events if p.get("sessionUpdate") == "agent_message_chunk"]
     assert chunks[0]["content"]["text"] == "half "
     assert chunks[0]["messageId"] != chunks[1]["messageId"]
+
+
+@pytest.mark.req("E-3", "B-2")
+def test_what_an_agent_leaves_behind_does_not_hide_its_crash(home: Path) -> None:
+    """A program of its own, in a session of its own, holds the agent's output open."""
+    try:
+        (task,), _ = asked(home, "orphan now")
+        assert (task["state"], text_of(task)) == ("SUCCEEDED", "It is done.")
+    finally:
+        for line in noted(home, "orphan"):
+            os.kill(int(line.split()[1]), signal.SIGKILL)
 
 
 @pytest.mark.req("E-3")

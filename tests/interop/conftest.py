@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from interop_partner import Partner
+from interop_partner import EXAMPLE, Partner
 from interop_schema import SCHEMA, Judge
 
 if TYPE_CHECKING:
@@ -29,18 +29,22 @@ def node_modules(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathF
     """The installed Node packages; installed here when nobody did. Their lack fails the run."""
     given = os.environ.get("GOCLAW_NODE_MODULES")
     for modules in (Path(given) if given else None, HERE / "node_modules"):
-        if modules is not None and (modules / SCHEMA).exists():
+        if modules is not None and _is_whole(modules):
             return modules.resolve()
     if given:
-        pytest.fail(f"GOCLAW_NODE_MODULES={given} does not hold the SDK", pytrace=False)
+        pytest.fail(f"GOCLAW_NODE_MODULES={given} does not hold the SDKs", pytrace=False)
     lock = hashlib.sha256((HERE / "package-lock.json").read_bytes()).hexdigest()[:16]
     if pytestconfig.pluginmanager.has_plugin("cacheprovider"):
         folder = Path(pytestconfig.cache.mkdir("goclaw-interop")) / lock
     else:
         folder = tmp_path_factory.mktemp("interop") / lock
-    if not (folder / "node_modules" / SCHEMA).exists():
+    if not _is_whole(folder / "node_modules"):
         _install(folder)
     return folder / "node_modules"
+
+
+def _is_whole(modules: Path) -> bool:
+    return (modules / SCHEMA).exists() and (modules / EXAMPLE).exists()
 
 
 def _install(folder: Path) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE = Path(__file__).parent
+EXAMPLE = "acp-sdk-1/dist/examples/agent.js"
+"""The TypeScript SDK's own example agent, from a release that still carries it."""
 WAIT_S = 20.0  # for what takes milliseconds; a test that gets there has failed
 
 Event = dict[str, Any]

@@ -288,3 +288,25 @@ def test_on_a_loop_it_is_the_same(
 ) -> None:
     assert run(a_turn(children, ["cat"])) == b"a line\n"
     assert records(folder) == []
+
+
+@pytest.mark.req("A-9")
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_child_holds_nothing_open_but_its_streams(
+    children: Children, run: Callable[..., bytes]
+) -> None:
+    """Else whatever it starts would keep its output open beyond its end."""
+    assert run(a_turn(children, [sys.executable, "-c", _OPEN])) == b"[0, 1, 2]\n"
+
+
+_OPEN = """
+import os
+found = []
+for number in range(256):
+    try:
+        os.fstat(number)
+    except OSError:
+        continue
+    found.append(number)
+print(found)
+"""
