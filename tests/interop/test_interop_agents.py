@@ -280,6 +280,7 @@ def test_goclaw_is_the_agent_of_goclaw(talk: Callable[..., Talk], inner: Daemon)
     assert outer.connection.reply(turn)["stopReason"] == "end_turn"
     assert outer.said().endswith("Thank you.")
     turn = outer.prompt("wait")
+    assert outer.answer(2, "allow_once")["toolCall"]["kind"] == "execute"
     outer.until("waiting")
     outer.cancel()
     assert outer.connection.reply(turn)["stopReason"] == "cancelled"
