@@ -167,7 +167,7 @@ class Daemon:
         )  # fmt: skip
         named = NamedBrains(
             self.config.brains, self.registry, environ=self._environ, wall_ms=self.clock.wall_ms,
-            children=children, read=self.database.read,
+            children=children, read=self.database.read, secrets=self.secrets,
         )  # fmt: skip
         undo.push_async_callback(named.close)
         runner = BrainRunner(self.registry, gate, named=named, read=self.database.read)

@@ -179,5 +179,9 @@ class Brain(Protocol):
         """The URL that it is asked at, the resource of a ``net.connect`` decision; None: it
         reaches no network. Who has one is a model: it is told of the past and kept from loops."""
 
+    @property
+    def secret(self) -> str | None:
+        """The stored secret that is its key, the resource of a ``secret.use`` decision."""
+
     async def answer(self, turn: Turn, deltas: Deltas) -> Answer:
         """The answer; what it says along the way goes into ``deltas``."""

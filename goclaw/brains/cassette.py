@@ -57,6 +57,11 @@ class CassetteBrain:
         """See Brain: a tape reaches no network, a recording does."""
         return None if self._recorded is None else self._recorded.address
 
+    @property
+    def secret(self) -> str | None:
+        """See Brain."""
+        return None if self._recorded is None else self._recorded.secret
+
     async def answer(self, turn: Turn, deltas: Deltas) -> Answer:
         """See Brain."""
         key = _place(turn)

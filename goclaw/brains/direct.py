@@ -35,6 +35,7 @@ class DirectBrain:
 
     name = "direct"
     address = None
+    secret = None
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry

@@ -85,6 +85,10 @@ class BrainRunner:
         """It may answer, and be asked where it is; PolicyDenied names what must be allowed."""
         task, session = attempt.task, attempt.session
         decisions = [self._gate.decide_brain(task, session, brain.name)]
+        if brain.secret is not None:
+            decisions.append(
+                self._gate.decide_own(task, session, brain.name, "secret.use", brain.secret)
+            )
         if brain.address is not None:
             where = self._gate.decide_own(task, session, brain.name, "net.connect", brain.address)
             decisions.append(where)

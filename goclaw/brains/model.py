@@ -26,9 +26,11 @@ from goclaw.core.errors import (
     CostExhausted,
     ModelUnknown,
     QuotaExhausted,
+    SecretRefused,
     StepsExhausted,
     TimeExhausted,
     TokensExhausted,
+    UnknownId,
 )
 from goclaw.core.records import Retryable
 from goclaw.core.states import Outcome
@@ -126,11 +128,16 @@ class ModelBrain:
         """See Brain."""
         return self._dialect.base_url(self._brain)
 
+    @property
+    def secret(self) -> str | None:
+        """See Brain."""
+        return self._brain.secret
+
     async def answer(self, turn: Turn, deltas: Deltas) -> Answer:
         """See Brain. Retryable and BrainFailed say what went wrong; BudgetExhausted comes before
         anything is sent."""
         brain, past = self._brain, turn.past or Past()
-        headers = self._with_key()
+        key = self._needed_key()
         tools = self._tools()
         run = Exchange(turn.prompt, steps_of(turn.made))
         room = brain.context_tokens - self._answer_tokens - tokens_in(
@@ -146,7 +153,7 @@ class ModelBrain:
             begun_s = asyncio.get_running_loop().time()
             try:
                 async with asyncio.timeout(spent.seconds_left):
-                    reading = await self._read(request, headers, turn, deltas)
+                    reading = await self._read(request, key, turn, deltas)
             except ContextOverflow:
                 if cut == limits.BRAIN_CUTS_MAX or not (past.exchanges or run.steps):
                     raise
@@ -165,25 +172,30 @@ class ModelBrain:
             limits.BRAIN_ANSWER_TOKENS, self._brain.context_tokens // 4
         )
 
-    def _with_key(self) -> dict[str, str]:
-        key = self._key()
+    def _needed_key(self) -> str | None:
+        """Its key, looked up for each answer: a secret that was removed is dead."""
+        try:
+            key = self._key()
+        except (SecretRefused, UnknownId) as error:
+            raise BrainKeyMissing(
+                f"The brain {self.name} gets no key: {error.message}", hint=error.hint
+            ) from None
         if key is None and (self._brain.key_env or self._dialect.needs_key):
             raise BrainKeyMissing(
                 f"The brain {self.name} needs a key, and the daemon has none:"
                 f" {self._brain.key_env or 'key_env'} is not set.",
                 hint="Set it in the environment in which the daemon starts, and start it anew.",
             )
-        return {} if key is None else dict([self._dialect.key_header(key)])
+        return key
 
-    async def _read(
-        self, request: Request, headers: Mapping[str, str], turn: Turn, deltas: Deltas
-    ) -> Reading:
+    async def _read(self, request: Request, key: str | None, turn: Turn, deltas: Deltas) -> Reading:
         assert turn.permit is not None  # the loop decided about the address
         url = self.address.rstrip("/") + request.path
+        own = () if key is None else (self._dialect.key_header(key),)
         reading = Reading()
         try:
             async with self._post(
-                url, {**request.headers, **headers}, request.body, turn.permit
+                url, {**request.headers, **dict(own)}, request.body, turn.permit
             ) as reply:
                 if reply.status != 200:
                     body = await read_all(reply, limits.BRAIN_HEAD_BYTES_MAX)
@@ -195,10 +207,10 @@ class ModelBrain:
                     raise fault_of(reply.status, reply.headers, body, self._wall_ms())
                 await self._stream(reply, reading, deltas)
         except (Retryable, BrainFailed) as error:
-            raise self._named(error, turn) from None
+            raise self._named(error, key, turn) from None
         if reading.finish is None:
             cut = Retryable("stream_cut", "The server's answer ended in the middle.")
-            raise self._named(cut, turn)
+            raise self._named(cut, key, turn)
         return reading
 
     async def _stream(self, reply: Reply, reading: Reading, deltas: Deltas) -> None:
@@ -218,9 +230,10 @@ class ModelBrain:
             if len(deltas.text) > limits.BRAIN_ANSWER_BYTES_MAX // 4:
                 raise BrainFailed("The model's answer has no end.")
 
-    def _named(self, error: Retryable | BrainFailed, turn: Turn) -> Retryable | BrainFailed:
+    def _named(
+        self, error: Retryable | BrainFailed, key: str | None, turn: Turn
+    ) -> Retryable | BrainFailed:
         """With the brain's name, without its key."""
-        key = self._key()
         message = f"{self.name}: {error.message}"
         error.message = message.replace(key, _MASK) if key else message
         error.args = (error.message,)

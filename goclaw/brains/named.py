@@ -16,6 +16,8 @@ from goclaw.brains.cassette import CassetteBrain
 from goclaw.brains.model import ModelBrain
 from goclaw.brains.openai import OpenAI
 from goclaw.brains.transport import NetPost
+from goclaw.core.errors import UnknownId
+from goclaw.net.egress import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from goclaw.brains.transport import Post
     from goclaw.core.config import NamedBrain
     from goclaw.core.processes import Children
+    from goclaw.tools.gate import Reveals
     from goclaw.tools.registry import Registry
 
     Read = Callable[..., Awaitable[list[tuple[Any, ...]]]]
@@ -49,6 +52,7 @@ class NamedBrains:
         post: Post | None = None,
         children: Children | None = None,
         read: Read | None = None,
+        secrets: Reveals | None = None,
     ) -> None:
         self.names = tuple(brain.name for brain in brains)
         self._environ = environ or {}
@@ -58,7 +62,7 @@ class NamedBrains:
         self._models: dict[str, Brain] = {
             brain.name: ModelBrain(
                 brain, _DIALECTS[brain.kind](), tools=registry.tools, post=post or NetPost(),
-                key=functools.partial(_key, environ or {}, brain.key_env), wall_ms=wall_ms,
+                key=functools.partial(_key, environ or {}, secrets, brain), wall_ms=wall_ms,
             )
             for brain in brains
             if brain.kind in _DIALECTS
@@ -88,5 +92,16 @@ class NamedBrains:
         await asyncio.gather(*(agent.close() for agent in self._agents.values()))
 
 
-def _key(environ: Mapping[str, str], variable: str) -> str | None:
-    return environ.get(variable) or None if variable else None
+def _key(environ: Mapping[str, str], secrets: Reveals | None, brain: NamedBrain) -> str | None:
+    """SecretRefused and UnknownId when the brain's secret is gone, or bound to something else."""
+    if brain.secret is None or secrets is None:
+        return environ.get(brain.key_env) or None if brain.key_env else None
+    host = place_of(_DIALECTS[brain.kind]().base_url(brain)).host
+    if not secrets.knows(brain.secret):
+        raise UnknownId(
+            f"There is no secret {brain.secret}.",
+            hint=f"`goclaw secret set {brain.secret} --host {host} --tool {brain.name}` keeps one.",
+            what="secret",
+            id=brain.secret,
+        )
+    return secrets.revealed(brain.key, tool=brain.name, host=host)

@@ -68,6 +68,7 @@ class ScriptBrain:
 
     name = "script"
     address = None
+    secret = None
 
     def __init__(self, entries: tuple[Entry, ...]) -> None:
         self._entries = entries

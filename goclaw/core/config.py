@@ -313,6 +313,7 @@ class NamedBrain:
     base_url: str = _text("", "Where the server is, up to /v1: http://127.0.0.1:11434/v1.")
     model: str = _text("", "The model's name, as the server calls it.")
     key_env: str = _text("", "The variable of the daemon's environment that holds the key.")
+    key: str = _text("", "secret:NAME, a stored secret that is the key, bound to brain and host.")
     command: str = _text("", "acp: the agent's command line.")
     cassette: str = _text("", "cassette: the file with the record.")
     records: str = _text("", "cassette: the brain that is asked, once, for what is not in it.")
@@ -339,6 +340,11 @@ class NamedBrain:
     run_s: int = _number(
         0, 0, limits.RETENTION_S_MAX, "Seconds that a run may wait for its model; 0: any."
     )
+
+    @property
+    def secret(self) -> str | None:
+        """The name of the stored secret that is its key."""
+        return self.key.removeprefix(_SECRET) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +374,8 @@ _TEXTS: Final = {
 }
 
 _NAMED: Final = "brains"
+_SECRET: Final = "secret:"
+_KEY: Final = re.compile(r"secret:[a-z0-9][a-z0-9._-]{0,63}")
 _BRAIN_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _BRAIN_NEEDS: Final = {
     "openai": ("base_url", "model"),
@@ -601,6 +609,13 @@ def _brain(path: Path, name: str, table: object) -> NamedBrain:
             f"{where} cassette = {_shown(tape)} is no absolute path.",
             hint="Begin it with / or ~/: the daemon has no folder of yours.",
             key=f"{_NAMED}.{name}.cassette",
+        )
+    if "key" in found and ("key_env" in found or not _KEY.fullmatch(found["key"])):
+        # not shown: it may be a key
+        raise ConfigRefused(
+            f"{where} key is no reference to a secret, or stands beside key_env.",
+            hint='Write key = "secret:NAME" alone, and keep the value with `goclaw secret set`.',
+            key=f"{_NAMED}.{name}.key",
         )
     return NamedBrain(name=name, **found)
 

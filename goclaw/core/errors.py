@@ -436,7 +436,7 @@ class BrainFailed(GoclawError):
 
 
 class BrainKeyMissing(BrainFailed):
-    """The brain needs a key, and the daemon's environment holds none; nothing was sent."""
+    """The brain needs a key, and gets none from environment or secrets; nothing was sent."""
 
     code = "brain_key_missing"
 

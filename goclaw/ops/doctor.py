@@ -23,7 +23,7 @@ from goclaw.core.errors import DatabaseRefused, GoclawError
 from goclaw.core.home import policy_text
 from goclaw.policy import document
 from goclaw.skills.catalog import Catalog
-from goclaw.store import Archive, database_files, database_state
+from goclaw.store import Archive, database_files, database_state, kept_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -126,6 +126,17 @@ def _config(patient: Patient) -> Check:
 def _brains(patient: Patient) -> Check:
     settings = config.load(patient.home.root, patient.environ)
     patient.check_config(settings)
+    kept = {secret.name: secret for secret in kept_secrets(patient.home.root)}
+    for brain in settings.brains:
+        if brain.secret is None:
+            continue
+        found = kept.get(brain.secret)
+        if found is None or brain.name not in found.tools or not found.hosts:
+            why = "does not exist" if found is None else "is not bound to that brain and its host"
+            return Check(
+                "brains", "fail", f"{brain.name} takes its key from {brain.key}, which {why}.",
+                f"goclaw secret set {brain.secret} --host HOST --tool {brain.name}",
+            )  # fmt: skip
     return Check("brains", "ok", f"the default is {settings.brain.default}")
 
 

@@ -11,7 +11,7 @@ from goclaw.store.database import (
 )
 from goclaw.store.fence import Note, fence_file
 from goclaw.store.schema import database_files
-from goclaw.store.secrets import Secret, Secrets
+from goclaw.store.secrets import Secret, Secrets, kept_secrets
 
 __all__ = [
     "Archive",
@@ -26,6 +26,7 @@ __all__ = [
     "database_files",
     "database_state",
     "fence_file",
+    "kept_secrets",
     "open_database",
     "replace_database",
     "rows",

@@ -11,23 +11,26 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import apsw
 import orjson
 
 from goclaw.core import limits, log
 from goclaw.core.errors import InvalidParams, SecretRefused, UnknownId
-from goclaw.store import keys
+from goclaw.store import keys, queries
+from goclaw.store.schema import database_files, open_to_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     from goclaw.core.clock import Clock
     from goclaw.store.database import Database
 
-__all__ = ["Secret", "Secrets"]
+__all__ = ["Secret", "Secrets", "kept_secrets"]
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HOST: Final = re.compile(r"\.?[a-z0-9_](?:[a-z0-9_.:-]{0,251}[a-z0-9_])?")
@@ -48,6 +51,34 @@ class Secret:
     tools: tuple[str, ...]
     created_at: int
     updated_at: int
+
+    def is_for(self, tool: str, host: str | None) -> bool:
+        """Is it bound to the tool, and to the host (in canonical form) it goes to?"""
+        return tool in self.tools and (host is None or _is_bound(self.hosts, host))
+
+
+def kept_secrets(home: Path) -> list[Secret]:
+    """What the database of ``home`` holds, without a value; also while a daemon serves it. Nothing
+    where it cannot be read."""
+    path = database_files(home)[0]
+    if not path.exists():
+        return []
+    rows: list[tuple[Any, ...]]
+    reader = open_to_read(path)
+    try:
+        rows = reader.execute(queries.load().queries["secrets_all"].sql).fetchall()
+    except apsw.Error:  # no database, or from before there were any: others say so
+        rows = []
+    finally:
+        reader.close()
+    return [_kept(*row) for row in rows]
+
+
+def _kept(
+    name: str, _sealed: bytes, hosts: str, tools: str, digest: str, created: int, updated: int
+) -> Secret:
+    bound = tuple(orjson.loads(hosts)), tuple(orjson.loads(tools))
+    return Secret(name, digest, *bound, created, updated)
 
 
 class Secrets:
@@ -144,7 +175,7 @@ class Secrets:
                     f"The secret {name} has another value by now than the one that was meant.",
                     hint=f"Write secret:{name} for the present one.",
                 )
-            if tool not in secret.tools or not (host is None or _is_bound(secret.hosts, host)):
+            if not secret.is_for(tool, host):
                 where = tool if host is None else f"{tool} toward {host}"
                 raise SecretRefused(
                     f"The secret {name} is not bound to {where}.",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from goclaw.policy.egress import Address
     from goclaw.tools.registry import Entry, Registry
 
-__all__ = ["Decide", "Gate", "Names", "context_of", "error_output", "subject_of"]
+__all__ = ["Decide", "Gate", "Names", "Reveals", "context_of", "error_output", "subject_of"]
 
 # Sandboxes in which a call counts as confined.
 _CONFINED = frozenset({"wasm", "runner", "confined"})

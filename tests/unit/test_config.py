@@ -97,6 +97,17 @@ run_cost = 2
     (brain,) = load(write(home, text), {}).brains
     assert (brain.name, brain.kind, brain.run_cost) == ("local", "openai", 2.0)
     assert brain.context_tokens == 32_768
+    (brain,) = load(write(home, text + 'key = "secret:mine"\n'), {}).brains
+    assert brain.secret == "mine"
+
+
+@pytest.mark.req("A-5")
+@pytest.mark.parametrize("lines", ["key = 'sk-1234'", "key = 'secret:a'\nkey_env = 'K'"])
+def test_a_key_does_not_stand_in_the_file(home: Path, lines: str) -> None:
+    text = f"[brains.a]\nkind = 'openai'\nbase_url = 'http://a/v1'\nmodel = 'm'\n{lines}"
+    with pytest.raises(ConfigRefused, match="no reference to a secret") as refused:
+        load(write(home, text), {})
+    assert "sk-1234" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
