@@ -249,7 +249,8 @@ class BareLoop:
         execute(
             "UPDATE tasks SET state = 'RUNNING', attempt = ?, crashes = ?, lease_owner = 'bench',"
             " lease_token = ?, lease_until_mono = 30000, due_mono = NULL, due_at = NULL,"
-            " timeout_mono = NULL, policy_version = 'p', updated_at = ? WHERE tid = ?",
+            " timeout_mono = NULL, policy_version = 'p', updated_at = ?, room = zeroblob(28)"
+            " WHERE tid = ?",
             (attempt, crashes, token, NOW, tid),
         )
         task = (tid, run_id, task_id, attempt, trace)
@@ -299,7 +300,7 @@ class BareLoop:
             " lease_until_mono = NULL, timeout_mono = NULL, deadline_at = NULL,"
             " crashes = crashes - 1, ended_token = ?2, ended_hash = ?3,"
             " ended_state = 'SUCCEEDED', stop_reason = 'end_turn', end_event = ?4,"
-            " reason = 'finished', updated_at = ?5"
+            " reason = 'finished', updated_at = ?5, room = NULL"
             " WHERE tid = ?1 AND lease_token = ?2 AND state = 'RUNNING'",
             (tid, token, b"h" * 32, head, NOW),
         )

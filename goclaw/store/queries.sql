@@ -340,10 +340,10 @@ SELECT wid FROM works WHERE work = :work;
 -- step: run
 INSERT INTO tasks (tid, task_id, run_id, sid, seq, line, wid, pool, kind, state, rank, max_attempts,
                    on_unknown, policy_version, trace, held, due_at, timeout_ms, deadline_at,
-                   parent_tid, since_event, created_at, updated_at)
+                   parent_tid, since_event, created_at, updated_at, room)
 VALUES (:tid, :task_id, :run_id, :sid, max(:tid, :tail + 1), iif(:parallel, :wid, 0), :wid, :pool,
         :kind, 'QUEUED', :rank, :max_attempts, :on_unknown, :policy_version, :trace, :not_before IS NOT NULL,
-        :not_before, :timeout_ms, :deadline_at, :parent_tid, :event_id + 1, :now, :now);
+        :not_before, :timeout_ms, :deadline_at, :parent_tid, :event_id + 1, :now, :now, zeroblob(84));
 -- step: run
 INSERT INTO task_payloads (tid, payload, key, client, origin, unique_key)
 VALUES (:tid, :payload, iif(:made, NULL, :key), :client, :origin, :unique_key);
@@ -390,7 +390,8 @@ DELETE FROM heads WHERE sid = :sid AND line = :line;
 UPDATE tasks
    SET state = 'RUNNING', attempt = :attempt, crashes = :crashes + 1, lease_owner = :owner,
        lease_token = :token, lease_until_mono = :lease_until_mono,
-       timeout_mono = :now_mono + :timeout_ms, policy_version = :policy_version, updated_at = :now
+       timeout_mono = :now_mono + :timeout_ms, policy_version = :policy_version, updated_at = :now,
+       room = zeroblob(28)
  WHERE tid = :tid;
 -- step: emit
 SELECT 1 AS kind, 'task.claimed' AS type,
@@ -515,7 +516,7 @@ SELECT 1, 'run.ended', json_object('state', 'SUCCEEDED', 'stopReason', :stop_rea
 UPDATE tasks
    SET state = 'SUCCEEDED', lease_owner = NULL, lease_token = NULL, lease_until_mono = NULL,
        timeout_mono = NULL, deadline_at = NULL, crashes = crashes - 1, ended_token = :token,
-       ended_hash = :hash, ended_state = 'SUCCEEDED', stop_reason = :stop_reason, end_event = :event_id, reason = 'finished', updated_at = :now
+       ended_hash = :hash, ended_state = 'SUCCEEDED', stop_reason = :stop_reason, end_event = :event_id, reason = 'finished', updated_at = :now, room = NULL
  WHERE tid = :tid AND lease_token = :token AND state = 'RUNNING';
 -- step: need
 SELECT 1 FROM works WHERE wid = :wid AND broken IS NOT NULL;
@@ -884,9 +885,9 @@ SELECT (SELECT max(tid) + 1 FROM tasks) AS tid, s.sid, s.head AS event_id, s.sal
 -- step: run
 INSERT INTO tasks (tid, task_id, run_id, sid, seq, line, wid, pool, kind, state, rank, max_attempts,
                    on_unknown, policy_version, trace, held, due_at, timeout_ms, created_at,
-                   updated_at)
+                   updated_at, room)
 SELECT :tid, :task_id, :run_id, sid, :tid, line, wid, pool, kind, 'QUEUED', rank, max_attempts,
-       on_unknown, policy_version, :trace, 1, :due_at, timeout_ms, :now, :now
+       on_unknown, policy_version, :trace, 1, :due_at, timeout_ms, :now, :now, zeroblob(84)
   FROM tasks WHERE tid = :last_tid;
 -- step: run
 INSERT INTO task_payloads (tid, payload, key, client, origin)
@@ -1315,9 +1316,10 @@ SELECT 0, :sid_key, :hash, :sid, :now WHERE :sid_key IS NOT NULL;
 -- step: run
 INSERT INTO tasks (tid, task_id, run_id, sid, seq, line, wid, pool, kind, state, rank, attempt,
                    max_attempts, on_unknown, reason, policy_version, trace, timeout_ms, created_at,
-                   updated_at)
+                   updated_at, room)
 SELECT :tid, :task_id, :run_id, :sid, :tid, line, wid, pool, kind, 'QUEUED', rank, :attempt,
-       max_attempts, on_unknown, 'forked', policy_version, :trace, timeout_ms, :now, :now
+       max_attempts, on_unknown, 'forked', policy_version, :trace, timeout_ms, :now, :now,
+       zeroblob(84)
   FROM tasks WHERE tid = :of_tid;
 -- step: run
 INSERT INTO task_payloads (tid, payload, client, origin)

@@ -72,6 +72,94 @@ def test_opening_again_changes_nothing(tmp_path: Path) -> None:
     assert support.dump(database_files(tmp_path)[0]) == before
 
 
+def into_schema(source: Path, home: Path, number: int) -> Path:
+    """What ``source`` holds, as the schema ``number`` would have held it."""
+    with contextlib.closing(apsw.Connection(str(database_files(home)[0]))) as old:
+        old.execute("PRAGMA synchronous=OFF").fetchall()
+        old.execute("CREATE TABLE migrations (number INTEGER PRIMARY KEY, checksum TEXT NOT NULL)")
+        for step in SHIPPED[:number]:
+            old.execute(step[2]).fetchall()
+            old.execute("INSERT INTO migrations VALUES (?, ?)", step[:2])
+        old.execute("ATTACH ? AS source", (str(source),))
+        tables = old.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'").fetchall()
+        for (table,) in tables:
+            if table == "migrations":
+                continue
+            columns = ", ".join(
+                name for (name,) in old.execute("SELECT name FROM pragma_table_info(?)", (table,))
+            )
+            old.execute(f"DELETE FROM main.{table}")
+            old.execute(
+                f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM source.{table}"
+            )
+    return database_files(home)[0]
+
+
+@pytest.mark.req("S-8", "Q-4")
+@pytest.mark.parametrize("build", support.BUILDS)
+def test_a_database_in_use_before_rows_had_room_goes_on(tmp_path: Path, build: str) -> None:
+    """Schema 16, with a task in each state: all is there afterwards, and every task goes on."""
+    for name in ("now", "before"):
+        (tmp_path / name).mkdir()
+    store = support.Store(support.fresh(tmp_path / "now"), build)
+    sid = store.session()
+    tids = [store.enqueue(sid, parallel=1, pool="", kind="tool") for _ in range(5)]
+    ends = {"hash": b"h" * 32, "stop_reason": "end_turn", "result": b"1"}
+    for number in range(3):
+        store.claim(b"%016d" % number)
+    store.must("complete", tid=tids[0], token=b"%016d" % 0, **ends)
+    store.must(
+        "fail", tid=tids[1], token=b"%016d" % 1, hash=b"f", code="c", message="m", retryable=1,
+        due_mono=1, due_at=1,
+    )  # fmt: skip
+    store.close()
+    path = into_schema(store.path, tmp_path / "before", 16)
+    held = support.dump(path)
+    open_database(tmp_path / "before").close()
+    kept = support.dump(path)
+    assert len(kept.pop("migrations")) == len(SHIPPED) > len(held.pop("migrations"))
+    assert {row[-1] for row in kept["tasks"]} == {None}
+    assert kept | {"tasks": [row[:-1] for row in kept["tasks"]]} == held
+    support.obey(path)
+
+    store = support.Store(path, build)
+    repeated = store.must("complete", tid=tids[0], token=b"%016d" % 0, **ends)
+    assert repeated["state"] == "SUCCEEDED"
+    store.must("complete", tid=tids[2], token=b"%016d" % 2, **ends)
+    assert store.must("wake", tid=tids[1], now_mono=1, reason="due")["state"] == "QUEUED"
+    left = {tids[1], tids[3], tids[4]}
+    for number in range(10, 13):
+        tid = store.claim(b"%016d" % number)["tid"]
+        left.remove(tid)
+        store.must("complete", tid=tid, token=b"%016d" % number, **ends)
+    assert not left
+    store.close()
+    assert support.rows(path, "SELECT DISTINCT state FROM tasks") == [("SUCCEEDED",)]
+    support.obey(path)
+
+
+@pytest.mark.req("P-1")
+def test_a_claim_and_an_end_leave_a_task_on_its_page(tmp_path: Path) -> None:
+    """A row that outgrows its page is split over its neighbours, each time."""
+    store = support.Store(support.fresh(tmp_path), "native")
+    sid = store.session()
+    policy = {"policy_version": "p" * 10}
+    tids = [store.enqueue(sid, parallel=1, kind="tool", **policy) for _ in range(200)]
+    pages = "SELECT count(*) FROM dbstat WHERE name = 'tasks'"
+    (before,) = support.rows(store.path, pages)
+    claimed = {
+        b"%016d" % number: store.claim(b"%016d" % number, owner="boot_" + "0" * 26, **policy)["tid"]
+        for number in range(len(tids))
+    }
+    assert support.rows(store.path, pages) == [before]
+    for token, tid in claimed.items():
+        store.must(
+            "complete", tid=tid, token=token, hash=b"h" * 32, stop_reason="end_turn", result=b"1"
+        )
+    store.close()
+    assert support.rows(store.path, pages) == [before]
+
+
 @pytest.mark.req("S-1")
 @pytest.mark.parametrize(("name", "level"), [("full", 2), ("normal", 1)])
 def test_the_writer_keeps_the_promised_settings(tmp_path: Path, name: str, level: int) -> None:
