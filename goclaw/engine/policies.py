@@ -202,13 +202,13 @@ class Policies:
             decision_id=self._clock.new_id("decision"), at_ms=now, spent=spent,
         )  # fmt: skip
 
-    def names(self, version: str, place: egress.Address) -> bool:
-        """Does that version name an address as one that may be dialled (A-4)?"""
+    def names(
+        self, version: str, subject: Subject, context: Context, place: egress.Address
+    ) -> bool:
+        """Does that version name an address as one that this subject may dial (A-4)?"""
         policy = self._by_version.get(version, self.current)
-        return any(
-            place.version == network.version and place in network
-            for network in egress.named_networks(policy)
-        )
+        now = self._clock.wall_ms()
+        return egress.names(policy, place, subject=subject, context=context, at_ms=now)
 
     # -- the past ------------------------------------------------------------------------------
 

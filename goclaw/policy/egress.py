@@ -6,18 +6,20 @@ reached (``pdp``), resolving and dialling (``net``).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
 from goclaw.core.decisions import Verdict
-from goclaw.policy import address
-from goclaw.policy.pdp import ResourceKind
+from goclaw.policy import address, pdp
+from goclaw.policy.pdp import ResourceKind, ResourcePattern
 
 if TYPE_CHECKING:
+    from goclaw.core.decisions import Context, Subject
     from goclaw.policy.pdp import Policy
 
-__all__ = ["ACTION", "Address", "named_networks", "plain_address", "special_kind"]
+__all__ = ["ACTION", "Address", "names", "plain_address", "special_kind"]
 
 ACTION: Final = "net.connect"
 
@@ -90,17 +92,32 @@ def special_kind(found: Address) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=8)
-def named_networks(policy: Policy) -> tuple[Network, ...]:
-    """The networks that rules about ``net.connect`` name by ``cidr`` or by a literal address.
+def names(
+    policy: Policy, place: Address, *, subject: Subject, context: Context, at_ms: int
+) -> bool:
+    """Does a rule that lets this subject reach something name an address as one that may be
+    dialled: by ``cidr``, or as the literal host of an ``exact`` or ``prefix`` pattern?
 
     A rule for everything, or for a host name, names none: that is what keeps a name from leading
-    into the machine's own network.
+    into the machine's own network. A rule about somebody else, or about other circumstances, names
+    it for them. Its rate does not matter here: the request itself was counted.
     """
-    found: list[Network] = []
+    shown = f"[{place}]" if place.version == 6 else str(place)
+    decision = pdp.decide(
+        _naming(policy), subject=subject, action=ACTION, resource=f"tcp://{shown}:1",
+        context=context, decision_id="", at_ms=at_ms,
+    )  # fmt: skip
+    return decision.effect is not Verdict.DENY
+
+
+@functools.lru_cache(maxsize=8)
+def _naming(policy: Policy) -> Policy:
+    """The rules that name addresses, as rules about nothing but these."""
+    rules = []
     for rule in policy.rules:
         if rule.effect is Verdict.DENY or ACTION not in rule.actions:
             continue
+        found: list[Network] = []
         for pattern in rule.resources:
             if pattern.kind is ResourceKind.CIDR:
                 found.append(_plain_network(ipaddress.ip_network(pattern.text)))
@@ -108,7 +125,13 @@ def named_networks(policy: Policy) -> tuple[Network, ...]:
                 _url, host = address.canonical_url(pattern.text)
                 if not isinstance(host, str):
                     found.append(ipaddress.ip_network(host))
-    return tuple(found)
+        if found:
+            named = tuple(ResourcePattern(ResourceKind.CIDR, str(network)) for network in found)
+            conditions = dataclasses.replace(rule.conditions, rate_max=None)
+            rules.append(
+                dataclasses.replace(rule, actions=(ACTION,), resources=named, conditions=conditions)
+            )
+    return pdp.compile_policy(rules)
 
 
 def _plain_network(network: Network) -> Network:

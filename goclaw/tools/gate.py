@@ -64,9 +64,9 @@ class Decide(Protocol):
 
 
 class Names(Protocol):
-    """Does the policy of that version name an address (A-4)?"""
+    """Does the policy of that version name an address to that subject (A-4)?"""
 
-    def __call__(self, version: str, place: Address) -> bool:
+    def __call__(self, version: str, subject: Subject, context: Context, place: Address) -> bool:
         """Pure, and quick."""
 
 
@@ -95,7 +95,7 @@ class Hosts(Protocol):
         """As ``ToolSource.run``, with the host calls that were decided about."""
 
 
-def _names_nothing(version: str, place: Address) -> bool:
+def _names_nothing(version: str, subject: Subject, context: Context, place: Address) -> bool:
     return False
 
 
@@ -181,7 +181,7 @@ class Gate:
             subject_of(task, brain), kind=SubjectKind.DAEMON, origin=Origin.INTERNAL
         )
         decide = functools.partial(self._decide, asking, version=task.policy_version)
-        names = functools.partial(self._names, task.policy_version)
+        names = functools.partial(self._names, task.policy_version, asking, asked.context)
         return _Permit(decide, asked, names, None, brain, [], [])
 
     def granted(self, decision: Decision, *, answered: bool = False) -> Capability:
@@ -274,7 +274,7 @@ class Gate:
             about = dataclasses.replace(context, bytes=size)
             asked = decide(egress.ACTION, arguments[entry.tool.url_argument], about)
             decisions.append(asked)
-            names = functools.partial(self._names, task.policy_version)
+            names = functools.partial(self._names, task.policy_version, subject, about)
             permit = functools.partial(
                 _Permit, decide, asked, names, self._secrets, tool, secrets, inside
             )

@@ -250,11 +250,11 @@ class World:
         quick = {"backoff_ms_min": 1, "backoff_ms_max": 5, **queue}
         self._config = dataclasses.replace(config, queue=dataclasses.replace(config.queue, **quick))
 
-    def _names(self, _version: str | None, place: Address) -> bool:
-        return any(
-            place.version == one.version and place in one
-            for one in egress.named_networks(self.policy)
-        )
+    def _names(
+        self, _version: str | None, subject: Subject, context: Context, place: Address
+    ) -> bool:
+        now = self.clock.wall_ms()
+        return egress.names(self.policy, place, subject=subject, context=context, at_ms=now)
 
     async def _read(self, query: str, **arguments: Any) -> list[tuple[Any, ...]]:
         return await self.database.read(query, **arguments)

@@ -165,7 +165,6 @@ class Way:
         self, resolve: Resolve, policy: str = OPEN_POLICY, secrets: Any = None, **options: Any
     ) -> None:
         self.policy = document.load(policy)
-        self.networks = egress.named_networks(self.policy)
         source = HttpTool(Client(resolve=resolve, **options))
         self.gate = Gate(Registry([source]), self._decide, names=self._names, secrets=secrets)
         self.inside: Sequence[Decision] = ()
@@ -184,10 +183,8 @@ class Way:
             decision_id="d", at_ms=0,
         )  # fmt: skip
 
-    def _names(self, version: str, place: Address) -> bool:
-        return any(
-            place.version == network.version and place in network for network in self.networks
-        )
+    def _names(self, version: str, subject: Subject, context: Context, place: Address) -> bool:
+        return egress.names(self.policy, place, subject=subject, context=context, at_ms=0)
 
     async def ask(self, arguments: dict[str, Any]) -> tuple[str, Any]:
         """What becomes of a call: denied, asked, failed or completed, and its output."""
