@@ -491,6 +491,10 @@ class Runner(Protocol):
 class CleanerStream(Protocol):
     """Takes secrets out of a text that comes in pieces."""
 
+    @property
+    def held(self) -> int:
+        """How many bytes are held back."""
+
     def feed(self, piece: str) -> str:
         """What can be given on now; perhaps nothing."""
 

@@ -38,6 +38,7 @@ from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.effects import effect_key
 from goclaw.engine.intake import effect_class_of
 from goclaw.engine.late import Late, when_late
+from goclaw.engine.speech import Speech
 from goclaw.protocol.jsonrpc import canonical, encode
 from goclaw.store import Note, rows
 
@@ -108,6 +109,7 @@ class External:
         self._database, self._clock, self._queue = database, clock, queue
         self._known: OrderedDict[str, Held] = OrderedDict()  # without a token
         self._words: set[asyncio.Future[Any]] = set()
+        self._speech = Speech()
         self._intending: Counter[tuple[int, int]] = Counter()  # intents without an answer yet
 
     # -- who speaks ----------------------------------------------------------------------------
@@ -173,21 +175,33 @@ class External:
 
         return self._answering(answer())
 
-    def emit(self, held: Held, update: dict[str, Any]) -> asyncio.Future[int]:
-        """An ACP update of the attempt; its event id."""
-        payload = encode(update)
-        if len(payload) > limits.EVENT_BYTES_MAX:
+    def emit(self, held: Held, update: dict[str, Any]) -> asyncio.Future[tuple[int, int]]:
+        """An ACP update of the attempt: its event id, and how many bytes at the end of its text are
+        held back, since a secret may begin there (A-6). They go out with more of that text, or
+        before the attempt's last word."""
+        if len(encode(update)) > limits.EVENT_BYTES_MAX:
             raise _too_large("update", limits.EVENT_BYTES_MAX)
-        emitting = self._database.write(
-            "append", live=True, tid=held.tid, token=held.token, kind=0, type="update",
-            payload=payload, now=self._clock.wall_ms(),
-        )  # fmt: skip
+        passed, waiting = self._speech.passed(held.token, update, self._database.cleaner)
+        emitting = self._append(held, passed)
 
-        async def answer() -> int:
+        async def answer() -> tuple[int, int]:
             event_id: int = (await self._spoken(held, emitting)).parts[0][0]
-            return event_id
+            return event_id, waiting
 
         return self._answering(answer())
+
+    def _append(self, held: Held, update: dict[str, Any]) -> asyncio.Future[Committed]:
+        return self._database.write(
+            "append", live=True, tid=held.tid, token=held.token, kind=0, type="update",
+            payload=encode(update), now=self._clock.wall_ms(),
+        )  # fmt: skip
+
+    def _finish_speech(self, held: Held) -> None:
+        """What was held back stands before the attempt's last word; a stale token's is nobody's."""
+        for update in self._speech.rest(held.token):
+            self._append(held, update).add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )
 
     def intend(self, held: Held, effect: Intent) -> asyncio.Future[Intended]:
         """Journal what is about to be done; the answer says whether to do it (E-1, E-2, E-5).
@@ -383,6 +397,7 @@ class External:
         if len(body) > limits.RESULT_BYTES_MAX:
             raise _too_large("result", limits.RESULT_BYTES_MAX)
         faultpoint("before_complete")
+        self._finish_speech(held)
         now, bind = self._clock.wall_ms(), self._database.bind
         completing = self._database.apply(
             bind("effect_orphan", tid=held.tid, token=held.token, now=now),
@@ -421,6 +436,7 @@ class External:
         digest = _digest(f"fail\0{code}\0{message}\0{retryable}\0{fingerprint}")
         arguments = {"code": code, "message": message[: limits.MESSAGE_CHARS_MAX]}
         faultpoint("before_complete")
+        self._finish_speech(held)
         return self._answering(
             self._failed(held, arguments, retryable, retry_after_ms, fingerprint, digest)
         )
@@ -460,6 +476,7 @@ class External:
 
     def release(self, held: Held) -> asyncio.Future[tuple[str, int]]:
         """Hand the task back, no budget spent; state and event id. Twice is fine."""
+        self._finish_speech(held)
         releasing = self._database.write(
             "reclaim", live=True, tid=held.tid, token=held.token, spent=0, reason="released",
             crash_budget=self._queue.crash_budget, hash=_digest("release"),

@@ -252,8 +252,9 @@ async def _emit(connection: Connection, params: Params) -> Later:
     return Later(_emitted(connection.engine.external.emit(held, update)))
 
 
-async def _emitted(emitting: asyncio.Future[int]) -> Reply:
-    return Reply({"eventId": await emitting})
+async def _emitted(emitting: asyncio.Future[tuple[int, int]]) -> Reply:
+    event_id, waiting = await emitting
+    return Reply({"eventId": event_id, **({"heldBytes": waiting} if waiting else {})})
 
 
 # -- last words --------------------------------------------------------------------------------

@@ -418,6 +418,11 @@ class Stream:
         self._redactor = redactor
         self._rest = b""
 
+    @property
+    def held(self) -> int:
+        """How many bytes are held back."""
+        return len(self._rest)
+
     def feed(self, piece: str) -> str:
         """What can be given on now; perhaps nothing."""
         if not self._redactor.registered:

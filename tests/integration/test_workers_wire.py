@@ -16,6 +16,7 @@ from wire_support import OPTED_IN, Client, House, wire
 
 from goclaw.core import limits
 from goclaw.core.config import Config
+from goclaw.policy.redact import Redactor, Registered
 
 DIGEST = hashlib.sha256(b"request").hexdigest()
 CALL = {"kind": "tool", "name": "charge", "requestHash": DIGEST}
@@ -838,3 +839,32 @@ async def test_a_claim_is_a_decision_about_worker_and_pool(house: House) -> None
     allowed = [row[2] for row in found if b'"worker.claim"' in row[2] and b'"allow"' in row[2]]
     assert len(allowed) == 1  # the second found nothing
     assert b'"id":"w1"' in allowed[0]
+
+
+@wire()
+@pytest.mark.req("W-11", "A-6")
+async def test_a_secret_in_two_emits_is_found_and_nothing_is_left_behind(house: House) -> None:
+    value = "hunter2-But-Longer"
+    house.engine.external._database.cleaner = Redactor([Registered("k", "0123456789ab", value)])
+    client, worker = await house.unix(**OPTED_IN), await house.ws()
+    session = await client.new_session()
+    said = ""
+    for word, kind, more in (
+        ("release", "task.requeued", {}),
+        ("fail", "task.failed", {"code": "x", "message": "", "retryable": False}),
+        ("complete", "task.succeeded", {}),
+    ):
+        if word != "fail":  # it takes up what was released
+            await submit(client, session)
+        (task,) = await claim(worker)
+        held = []
+        for text in (f"it is {value[:7]}", f"{value[7:]} and {value[:9]}"):
+            update = {
+                "sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": text},
+            }  # fmt: skip
+            emitted = await worker.call("_goclaw/worker/emit", lease(task, update=update))
+            held.append(emitted["heldBytes"])
+        await worker.call(f"_goclaw/worker/{word}", lease(task, **more))
+        await client.event(kind)
+        said += f"it is secret:k#0123456789ab and {value[:9]}"
+        assert (client.said(), held) == (said, [7, 9])
