@@ -17,6 +17,7 @@ from goclaw.core.errors import PolicyRefused, UsageError
 from goclaw.core.files import absolute
 from goclaw.core.home import policy_text
 from goclaw.policy import default, document, pdp, review
+from goclaw.protocol.methods import NAMES
 
 if TYPE_CHECKING:
     import argparse
@@ -165,7 +166,7 @@ def _load(home: Home, path: Path) -> pdp.Policy:
     """The policy of a file; the default one where the home has none yet."""
     is_new = path == home.policy and not path.exists()
     text = default.TEXT if is_new else policy_text(path)
-    return document.load(text, home=os.path.realpath(home.root), name=str(path))
+    return document.load(text, home=os.path.realpath(home.root), name=str(path), methods=NAMES)
 
 
 def _subject(text: str) -> Subject:

@@ -20,6 +20,7 @@ from goclaw.core.home import policy_text
 from goclaw.core.metrics import DECISIONS
 from goclaw.policy import document, egress, pdp, review
 from goclaw.policy.rates import Rates
+from goclaw.protocol.methods import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -121,7 +122,7 @@ class Policies:
         return Loaded(policy.version, was.version if was else None, warnings)
 
     def _compiled(self, text: str) -> Policy:
-        return document.load(text, home=self._home)
+        return document.load(text, home=self._home, methods=NAMES)
 
     async def _keep_pinned(self, policy: Policy) -> None:
         """Forget what no work in progress is pinned to; fetch what a life before this one left.
@@ -134,7 +135,8 @@ class Policies:
                 continue
             known = self._by_version.get(version)
             try:
-                kept[version] = known or self._compiled(text)
+                # accepted once: a method that has gone since makes it no other policy
+                kept[version] = known or document.load(text, home=self._home)
             except PolicyRefused as error:
                 # Written by another program: the one in force decides.
                 _log.warning("pinned policy unread", extra={"data": {"why": error.message}})

@@ -22,6 +22,7 @@ from goclaw.core.clock import rfc3339
 from goclaw.core.errors import DatabaseRefused, GoclawError
 from goclaw.core.home import policy_text
 from goclaw.policy import document
+from goclaw.protocol.methods import NAMES
 from goclaw.skills.catalog import Catalog
 from goclaw.store import Archive, database_files, database_state, kept_secrets
 
@@ -144,7 +145,8 @@ def _policy(patient: Patient) -> Check:
     path = patient.home.policy
     if not path.exists():
         return Check("policy", "ok", "none yet; a start writes the default")
-    policy = document.load(policy_text(path), home=os.path.realpath(patient.home.root))
+    home = os.path.realpath(patient.home.root)
+    policy = document.load(policy_text(path), home=home, methods=NAMES)
     return Check("policy", "ok", f"version {policy.version[:12]}")
 
 

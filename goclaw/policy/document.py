@@ -30,13 +30,14 @@ from goclaw.policy.lines import Path, locate
 
 if TYPE_CHECKING:
     import enum
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 __all__ = ["load"]
 
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SYNTAX_LINE: Final = re.compile(r" \(at line (\d+), column \d+\)| \(at end of document\)")
 _ADMIN: Final = "admin.*"
+_CALL: Final = "protocol.call"
 _RULE_KEYS: Final = (
     "id", "effect", "actions", "subjects", "resources", "conditions", "obligations", "on_unknown",
     "reason",
@@ -46,13 +47,21 @@ _CONDITIONS: Final = tuple(field.name for field in dataclasses.fields(pdp.Condit
 _KINDS: Final = tuple(str(kind) for kind in pdp.ResourceKind)
 
 
-def load(text: str, *, home: str | None = None, name: str = "policy.toml") -> pdp.Policy:
+def load(
+    text: str,
+    *,
+    home: str | None = None,
+    name: str = "policy.toml",
+    methods: Collection[str] | None = None,
+) -> pdp.Policy:
     """The policy that the text says. ``home`` is the directory that ``{home}`` stands for.
+    ``methods``: all that a rule of ``protocol.call`` can be about; None: whatever it says, as for a
+    policy that was accepted once.
 
     Raises PolicyRefused for anything that is not exactly the language: the message names the first
     faulty line, ``data["problems"]`` lists all of them as ``{"line", "message"}``. Pure, no I/O.
     """
-    reader = _Reader(name, home)
+    reader = _Reader(name, home, methods)
     document = reader.parse(text)
     rules = reader.rules(document)
     reader.finish()
@@ -62,9 +71,10 @@ def load(text: str, *, home: str | None = None, name: str = "policy.toml") -> pd
 class _Reader:
     """One reading of one document; collects problems instead of stopping at the first."""
 
-    def __init__(self, name: str, home: str | None) -> None:
+    def __init__(self, name: str, home: str | None, methods: Collection[str] | None) -> None:
         self.name = name
         self.home = home
+        self.methods = methods
         self.lines: dict[Path, int] = {}
         self.problems: list[tuple[int, str]] = []
 
@@ -248,6 +258,17 @@ class _Reader:
                 except ValueError as error:
                     at = (*path, "resources", place, str(pattern.kind))
                     self.problem(at, f"{pattern.kind} {pattern.text!r}: {error}")
+        if self.methods is not None and set(rule.actions) == {_CALL}:
+            self.method_names((*path, "resources"), rule, self.methods)
+
+    def method_names(self, path: Path, rule: pdp.Rule, methods: Collection[str]) -> None:
+        """Each pattern of a rule about the wire must be able to match one of its methods."""
+        for place, pattern in enumerate(rule.resources):
+            kind, text = pattern.kind, pattern.text
+            fits = _METHOD_FITS.get(kind)  # another kind is named as a fault already
+            if fits is not None and not any(fits(text, method) for method in methods):
+                at = (*path, place, str(kind))
+                self.problem(at, f"no method is {kind} {text!r}{_guess(text, methods)}")
 
     def conditions(self, path: Path, value: Any) -> pdp.Conditions:
         if not isinstance(value, dict):
@@ -389,6 +410,22 @@ class _Reader:
 
 def _entry_count(rule: pdp.Rule) -> int:
     return len(rule.actions) * len(rule.subjects) * max(len(rule.resources), 1)
+
+
+def _fits(glob: str, method: str) -> bool:
+    parts = re.split(r"(\*+)", glob)
+    runs = {"*": "[^/]*"}
+    pattern = "".join(
+        runs.get(part, ".*") if part.startswith("*") else re.escape(part) for part in parts
+    )
+    return re.fullmatch(pattern, method) is not None
+
+
+_METHOD_FITS: Final[dict[pdp.ResourceKind, Callable[[str, str], bool]]] = {
+    pdp.ResourceKind.EXACT: str.__eq__,
+    pdp.ResourceKind.PREFIX: lambda text, method: method.startswith(text),
+    pdp.ResourceKind.GLOB: _fits,
+}
 
 
 def _guess(name: str, known: Collection[str]) -> str:

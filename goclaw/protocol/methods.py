@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from goclaw.core import errors
 
-__all__ = ["ERROR_DATA", "METHODS", "MIRRORS", "NOTIFICATIONS", "Method"]
+__all__ = ["ERROR_DATA", "METHODS", "MIRRORS", "NAMES", "NOTIFICATIONS", "Method"]
 
 
 class Method(NamedTuple):
@@ -144,7 +144,8 @@ METHODS: Final = (
     Method(
         "_goclaw/worker/emit",
         "`taskId`, `leaseToken`, `update`",
-        "`{eventId}`",
+        "`{eventId}`; with `heldBytes` when the end of its text may begin a secret: these go out "
+        "with more of the text, or before the last word, and are not on disk until then",
     ),
     Method(
         "_goclaw/worker/complete",
@@ -311,6 +312,16 @@ MIRRORS: Final[dict[str, dict[str, str]]] = {
 """Verbs of ``_goclaw/admin/<verb>`` that say the same as a method, by the word in ``verb`` (the
 first unless one is given): whoever administers finds every command under one name. A verb that has
 no other method stands in METHODS."""
+
+NAMES: Final = frozenset(
+    {
+        "initialize", "session/new", "session/load", "session/resume", "session/list",
+        "session/close", "session/delete", "session/prompt", "session/cancel",
+        *(method.name for method in METHODS), *(f"_goclaw/admin/{verb}" for verb in MIRRORS),
+    }
+)  # fmt: skip
+"""Everything that a client may call or notify, by name: what a rule of ``protocol.call`` can be
+about. A test holds it to the handlers."""
 
 NOTIFICATIONS: Final = (
     ("_goclaw/session/event", "`sessionId`, `event` (`type` and more)", "an event of the session"),

@@ -13,7 +13,7 @@ import pytest
 
 from goclaw.cli import grammar
 from goclaw.core import config, faults, states
-from goclaw.gateway import server
+from goclaw.gateway import handlers, server
 from goclaw.protocol import methods
 
 DOCS = checks.ROOT / "docs"
@@ -45,6 +45,7 @@ def test_every_method_is_documented() -> None:
     }
     assert {name for name in server.METHODS if name.startswith("_goclaw/")} == known
     assert not checks.undocumented(sorted(server.METHODS), documentation())
+    assert server.METHODS.keys() | handlers.NOTIFICATIONS.keys() == methods.NAMES
 
 
 # Commands that look at no daemon and change none.

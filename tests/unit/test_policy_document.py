@@ -13,6 +13,7 @@ from goclaw.core.decisions import ACTIONS, ADMIN_VERBS, Origin, SubjectKind, Tai
 from goclaw.core.errors import PolicyRefused
 from goclaw.core.states import EffectClass
 from goclaw.policy import default, document, pdp
+from goclaw.protocol.methods import NAMES
 
 pytestmark = pytest.mark.req("A-3")
 
@@ -275,3 +276,44 @@ def test_the_list_of_actions_is_that_of_the_specification() -> None:
         "fs.read fs.write exec.run net.connect secret.use approval.answer worker.claim"
     )
     assert all(row.meaning for row in ACTIONS.values())
+
+
+CALL = '[[rule]]\nid = "a"\neffect = "allow"\nactions = ["protocol.call"]\nresources = [\n'
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ('{ exact = "session/prompt" }', None),
+        ('{ exact = "_goclaw/admin/policy" }', None),
+        ('{ prefix = "_goclaw/worker/" }', None),
+        ('{ glob = "session/*" }', None),
+        ('{ glob = "**/policy" }', None),
+        ('{ exact = "session/promt" }', "no method is exact 'session/promt' (did you mean"
+         " 'session/prompt'?)"),
+        ('{ exact = "session/" }', "no method is exact 'session/'"),
+        ('{ prefix = "_goclaw/wroker/" }', "no method is prefix '_goclaw/wroker/'"),
+        ('{ prefix = "goclaw/" }', "no method is prefix 'goclaw/'"),
+        ('{ glob = "*/policy" }', "no method is glob '*/policy'"),
+        ('{ glob = "session/.rompt" }', "no method is glob 'session/.rompt'"),
+    ],
+)  # fmt: skip
+def test_a_rule_about_the_wire_names_methods_that_there_are(
+    pattern: str, message: str | None
+) -> None:
+    text = f"version = 1\n{CALL}{pattern},\n]\n"
+    document.load(text)  # a policy that was accepted once keeps what it says
+    if message is None:
+        assert document.load(text, methods=NAMES).rules
+        return
+    with pytest.raises(PolicyRefused) as caught:
+        document.load(text, methods=NAMES)
+    assert caught.value.data["line"] == 7
+    assert message in caught.value.message
+    # what stands beside another action may be about that one
+    mixed = text.replace('["protocol.call"]', '["protocol.call", "run.submit"]')
+    assert document.load(mixed, methods=NAMES).rules
+
+
+def test_the_default_policy_names_methods_that_there_are() -> None:
+    assert document.load(default.TEXT, methods=NAMES).rules
