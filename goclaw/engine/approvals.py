@@ -5,7 +5,7 @@ Owns who may still answer. Not in here: asking (effects opens them), showing (ga
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -50,22 +50,36 @@ class Approvals:
     ) -> str:
         """Answer it; the outcome. AlreadyResolved carries the answer that came first.
 
-        ``decision`` let this client answer; its audit record commits with the answer.
+        ``decision`` let this client answer; its audit record commits with the answer. A yes for the
+        session also leaves a grant, which is listed and can be taken back as any other.
         """
         approval = await self.get(approval_id)
-        options = {
-            option["optionId"]: option["kind"]
-            for option in orjson.loads(approval.request)["options"]
-        }
+        request = orjson.loads(approval.request)
+        options = {option["optionId"]: option["kind"] for option in request["options"]}
         if option_id not in options:
             raise InvalidParams(
                 f"The approval has no option {option_id[:80]!r}.",
                 hint=f"Its options are {', '.join(options)}.",
             )
-        allowed = options[option_id].startswith("allow")
+        granted = request.get("_meta", {}).get("goclaw", {}).get("grant")
+        always = options[option_id] == "allow_always" and granted is not None
         return await self._close(
-            approval_id, "resolved", option_id, allowed=allowed, by=by, decision=decision
-        )
+            approval_id, "resolved", option_id, allowed=options[option_id].startswith("allow"),
+            by=by, decision=decision,
+            grant=self._for_session(approval, granted, by) if always else None,
+        )  # fmt: skip
+
+    def _for_session(
+        self, approval: Approval, granted: dict[str, Any], by: str
+    ) -> tuple[int, tuple[Any, ...]]:
+        """The part that says yes to more of the same in its session; it commits with the answer."""
+        now = self._clock.wall_ms()
+        return self._database.bind(
+            "grant_put", grant_id=self._clock.new_id("grant"), sid=approval.sid,
+            tool=granted["tool"], resources=orjson.dumps(granted["resources"]).decode(),
+            digests="[]", uses=limits.GRANT_USES_MAX, until_at=now + limits.GRANT_MS_MAX, by=by,
+            now=now,
+        )  # fmt: skip
 
     @property
     async def away(self) -> bool:
@@ -100,6 +114,7 @@ class Approvals:
         allowed: bool,
         by: str,
         decision: Decision | None = None,
+        grant: tuple[int, tuple[Any, ...]] | None = None,
     ) -> str:
         now, bind = self._clock.wall_ms(), self._database.bind
         parts = [
@@ -110,6 +125,8 @@ class Approvals:
         ]  # fmt: skip
         if decision is not None:
             parts.append(bind("audit", record=orjson.dumps(decision.to_record()), now=now))
+        if grant is not None:
+            parts.append(grant)
         try:
             await self._database.apply(*parts)
         except AlreadyResolved as error:

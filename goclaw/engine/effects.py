@@ -326,14 +326,22 @@ class Journal:
         raise Park("approval", [*self.audit(*decisions), self._question(ordinal, digest, request)])
 
     def _question(
-        self, ordinal: int, digest: bytes, request: dict[str, Any], why: str = ""
+        self,
+        ordinal: int,
+        digest: bytes,
+        request: dict[str, Any],
+        why: str = "",
+        sessions: dict[str, Any] | None = None,
     ) -> _Part:
-        """The part that opens an approval; durable before anybody sees it."""
+        """The part that opens an approval; durable before anybody sees it. ``sessions``: what a yes
+        for the whole session would grant."""
         approval_id = self._clock.new_id("approval")
-        shown = {
-            "sessionId": self.task.session_id, **request,
-            "_meta": {"goclaw": {"approvalId": approval_id, "reason": why}},
-        }  # fmt: skip
+        told = {
+            "approvalId": approval_id,
+            "reason": why,
+            **({"grant": sessions} if sessions else {}),
+        }
+        shown = {"sessionId": self.task.session_id, **request, "_meta": {"goclaw": told}}
         return self.bind(
             "approval_open", approval_id=approval_id, ordinal=ordinal, digest=digest,
             request=orjson.dumps(shown), expires_at=self._clock.wall_ms() + limits.APPROVAL_MS,
@@ -418,13 +426,14 @@ class Journal:
             "toolCall": shown or {"toolCallId": entry.call_id, "title": call.title},
             "options": [
                 {"optionId": "allow", "name": "Allow once", "kind": "allow_once"},
+                *([_session_option(entry.sessions)] if entry.sessions else []),
                 {"optionId": "reject", "name": "Reject", "kind": "reject_once"},
             ],
         }
         return [
             *self.audit(*call.decisions),
             *([self.update(announced)] if announced and entry.row is None else []),
-            self._question(entry.ordinal, entry.digest, request, entry.why_asked()),
+            self._question(entry.ordinal, entry.digest, request, entry.why_asked(), entry.sessions),
         ]
 
     async def _intend(self, entries: list[_Entry]) -> None:
@@ -581,6 +590,14 @@ def _limited(waits: dict[_Entry, int]) -> Park:
     return Park("rate_limited", due_ms=max(waits.values()), detail={"works": list(works)})
 
 
+def _session_option(grant: dict[str, Any]) -> dict[str, str]:
+    about = ", ".join(grant["resources"])
+    if len(about) > limits.SAID_CHARS_MAX:
+        about = f"{about[: limits.SAID_CHARS_MAX]}..."
+    name = f"Allow for this session: {grant['tool']} on {about}"
+    return {"optionId": "allow_session", "name": name, "kind": "allow_always"}
+
+
 async def _dispatch(entries: list[_Entry]) -> None:
     """All at once; every one has ended before the attempt goes on or ends."""
     ended = await asyncio.gather(*(entry.carry_out() for entry in entries), return_exceptions=True)
@@ -715,6 +732,16 @@ class _Entry:
         """Nothing but the policy wants a person's word."""
         told = self.digest in self._journal.told
         return not (self.call.question or told or self._acts_in_fork)
+
+    @property
+    def sessions(self) -> dict[str, Any] | None:
+        """What a yes for the session would grant: this tool on these very resources; None where
+        a yes is good for one call only."""
+        resources = [one.resource for one in self.call.decisions if one.effect is Verdict.ASK]
+        # in a grant a star is no letter
+        if not resources or not self.is_policys_question or any("*" in one for one in resources):
+            return None
+        return {"tool": self.call.name, "resources": list(dict.fromkeys(resources))}
 
     @property
     def _acts_in_fork(self) -> bool:

@@ -118,6 +118,46 @@ def test_these_calls_by_their_digests(home: Path, sink: Path) -> None:
     asyncio.run(body())
 
 
+def test_a_yes_for_the_session_holds_over_a_restart_for_these_resources_only(
+    home: Path, sink: Path
+) -> None:
+    async def body() -> None:
+        async with World(home, sink) as world:
+            accepted = await world.tool("asked", {"n": 1})
+            await world.until(accepted.task_id, "SUSPENDED")
+            (approval,) = await world.engine.approvals.listed()
+            resolve = world.engine.approvals.resolve
+            await resolve(approval.approval_id, "allow_session", "editor")
+            assert (await world.until(accepted.task_id))["state"] == "SUCCEEDED"
+            with pytest.raises(AlreadyResolved, match="allow_session"):
+                await resolve(approval.approval_id, "allow_session", "editor")
+            (grant,) = await world.engine.grants.listed()
+            assert (grant.tool, grant.by, grant.digests) == ("asked", "editor", ())
+            assert grant.resources == ("sink/asked",)
+        async with World(home, sink) as world:
+            assert await ended(world, 2, "2") == DONE
+            (grant,) = await world.engine.grants.listed()
+            assert not covers(grant, ["sink/other"], b"")
+            assert not covers(grant, ["sink/asked", "/etc/passwd"], b"")
+            assert await effects(sink) == 2
+
+    asyncio.run(body())
+
+
+def test_a_no_and_a_single_yes_leave_no_grant(home: Path, sink: Path) -> None:
+    async def body() -> None:
+        async with World(home, sink) as world:
+            for n, option in enumerate(("allow", "reject")):
+                accepted = await world.tool("asked", {"n": n}, key=option)
+                await world.until(accepted.task_id, "SUSPENDED")
+                (approval,) = await world.engine.approvals.listed()
+                await world.engine.approvals.resolve(approval.approval_id, option, "me")
+                await world.until(accepted.task_id)
+            assert await world.engine.grants.listed() == []
+
+    asyncio.run(body())
+
+
 def test_a_grant_taken_back_is_no_answer(home: Path, sink: Path) -> None:
     async def body() -> None:
         async with World(home, sink) as world:

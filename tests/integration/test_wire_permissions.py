@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from wire_support import OPTED_IN, Client, House, wire
 
+from goclaw.core import limits
 from goclaw.policy import default
 
 
@@ -38,7 +39,8 @@ async def test_a_person_says_yes_or_no(house: House) -> None:
             params = question["params"]
             assert params["sessionId"] == session
             assert params["toolCall"]["title"] == "rm"
-            assert {o["kind"] for o in params["options"]} == {"allow_once", "reject_once"}
+            kinds = [o["kind"] for o in params["options"]]
+            assert kinds == ["allow_once", "allow_always", "reject_once"]
             assert params["_meta"]["goclaw"]["approvalId"].startswith("approval_")
             # the call was shown before the question
             shown = [p["update"]["sessionUpdate"] for p in client.updates(session)]
@@ -219,3 +221,38 @@ async def test_who_may_answer_is_a_decision(house: House) -> None:
     assert error["data"]["decisionId"].startswith("decision_")
     assert (await two.call("_goclaw/approvals/resolve", answer))["outcome"] == "allow"
     assert "result" in await one.answer(request)
+
+
+@wire()
+@pytest.mark.req("A-7", "W-8")
+async def test_a_yes_for_the_session_is_a_grant_that_can_be_taken_back(house: House) -> None:
+    client, editor = await house.unix(), await house.ws()
+    session = await editor.new_session()
+    request = await editor.prompt(session, "ask:rm")
+    question = await asked(editor)
+    (option,) = [o for o in question["params"]["options"] if o["kind"] == "allow_always"]
+    about = question["params"]["_meta"]["goclaw"]["grant"]
+    assert option["name"] == f"Allow for this session: rm on {about['resources'][0]}"
+    await reply(editor, question, option["optionId"])
+    assert (await editor.answer(request))["result"]["stopReason"] == "end_turn"
+    (grant,) = (await client.call("_goclaw/approvals/grants"))["grants"]
+    assert (grant["tool"], grant["sessionId"]) == ("rm", session)
+    assert grant["resources"] == about["resources"]
+    assert grant["usesLeft"] == limits.GRANT_USES_MAX
+    # more of it asks nobody, and another session does
+    before = len(editor.messages)
+    assert (await editor.turn(session, "ask:rm"))["stopReason"] == "end_turn"
+    assert not [m for m in editor.messages[before:] if "permission" in m.get("method", "")]
+    (grant,) = (await client.call("_goclaw/approvals/grants"))["grants"]
+    assert grant["usesLeft"] == limits.GRANT_USES_MAX - 1
+    other = await editor.new_session()
+    request = await editor.prompt(other, "ask:rm")
+    await reply(editor, await asked(editor, before), "reject")
+    assert (await editor.answer(request))["result"]["stopReason"] == "end_turn"
+    # taken back: the next one is a question again
+    await client.call("_goclaw/approvals/revoke", {"grantId": grant["grantId"]})
+    before = len(editor.messages)
+    request = await editor.prompt(session, "ask:rm")
+    await reply(editor, await asked(editor, before), "reject")
+    assert (await editor.answer(request))["result"]["stopReason"] == "end_turn"
+    assert (await client.call("_goclaw/approvals/grants"))["grants"] == []
