@@ -32,7 +32,7 @@ what did it do last night?   goclaw task list; goclaw events SESSION
 what may it do, and why?     goclaw policy explain run/direct fs.read ./README.md
 who is waiting for me?       goclaw approvals list
 why does it not go on?       goclaw why TASK; goclaw dlq list
-is something wrong here?     goclaw doctor
+is something wrong here?     goclaw doctor; goclaw logs --level warning
 
 Everything lies in GOCLAW_HOME (default ~/.goclaw). Exit codes: 0 done, 1 failed, 2 usage,
 3 config or policy refused, 4 home in use, 5 database refused, 6 listener failed, 10 denied,
@@ -354,6 +354,25 @@ def _keep(verbs: Any) -> None:
         "--settings", action="store_true", help="bring back config, policy and skills, too"
     )
     _json(restore, "what was done as one object")
+    logs = _verb(
+        verbs, "logs", "logs", "what the daemon noted about its own work, secrets taken out"
+    )
+    logs.add_argument("--follow", action="store_true", help="go on with what is noted from now on")
+    logs.add_argument(
+        "--lines", type=_whole_lines, default=100, metavar="N", help="the last N; 100 unless given"
+    )
+    logs.add_argument(
+        "--level", choices=("debug", "info", "warning", "error"), metavar="LEVEL",
+        help="debug, info, warning or error, and what is worse",
+    )  # fmt: skip
+    logs.add_argument("--session", metavar="ID", help="of this session only")
+    logs.add_argument("--task", metavar="ID", help="of this task only")
+    _json(logs)
+    completion = _verb(verbs, "completion", "completion", "let a shell complete goclaw's words")
+    completion.add_argument(
+        "shell", choices=("bash", "zsh", "fish"), metavar="bash|zsh|fish",
+        help="whose script is printed; its first line says where it goes",
+    )  # fmt: skip
 
 
 def _group(verbs: Any, name: str, about: str) -> Any:
@@ -388,6 +407,10 @@ def _sentence(text: str) -> str:
 
 def _cursor(text: str) -> int:
     return _whole(text, "event id")
+
+
+def _whole_lines(text: str) -> int:
+    return _whole(text, "number of lines")
 
 
 def _ordinal(text: str) -> int:

@@ -144,6 +144,7 @@ LOG_RECORDS_MAX: Final = 8_192  # waiting for the log's thread; more are dropped
 LOG_LINE_BYTES_MAX: Final = 16 * KIB  # a longer message is cut
 LOG_FILE_BYTES_MAX: Final = 16 * MIB  # then the file is rotated
 LOG_FILES_MAX: Final = 4  # rotated files that are kept
+LOG_LOOK_MS: Final = 200  # between two looks of `goclaw logs --follow`
 LOG_CLOSE_MS_MAX: Final = 2_000  # a stop waits this long for the last records
 
 # -- metrics -----------------------------------------------------------------------------------
