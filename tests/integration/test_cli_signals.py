@@ -110,7 +110,7 @@ def state(place: World, session: str) -> str:
 
 @pytest.mark.req("R-3", "U-2", "Q-5")
 def test_sigterm_hands_back_what_an_embedded_daemon_runs(place: World) -> None:
-    brain = script_file(place.cwd, [{"say": "a b c d", "chunks": 4, "delayMs": 2_000}])
+    brain = script_file(place.cwd, [{"say": "a b c d", "chunks": 4, "delayMs": 600_000}])
     child = place.popen("run", "go", "--brain", brain, "--json")
     session = read_until(child, "task.running")["sessionId"]
     child.send_signal(signal.SIGTERM)
@@ -124,6 +124,7 @@ def test_sigterm_hands_back_what_an_embedded_daemon_runs(place: World) -> None:
     assert types.count("task.requeued") == 1
     (task,) = place.lines("task", "list", "--session", session)
     assert (task["state"], task["crashes"], task["failures"]) == ("QUEUED", 0, 0)
+    script_file(place.cwd, [{"say": "a b c d", "chunks": 4}])
     place.goclaw("run", "go", "--session", session)
     assert [task["state"] for task in place.lines("task", "list", "--session", session)] == [
         "SUCCEEDED", "SUCCEEDED",

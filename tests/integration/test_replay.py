@@ -6,6 +6,9 @@ Runs are made by the command line; what is planted is planted in the script or i
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -18,7 +21,6 @@ from goclaw.store import database_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.req("E-11")
 
@@ -40,6 +42,29 @@ def w(home: Path) -> Iterator[World]:
     with world(home) as made:
         (made.cwd / "text").write_text("two words\n")
         yield made
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[tuple[World, str, dict[Path, bytes]]]:
+    """A place with one scripted run that has ended, the run, and the files of both."""
+    folder = Path(tempfile.mkdtemp(prefix="gc-"))  # socket paths are short
+    with world(folder) as made:
+        (made.cwd / "text").write_text("two words\n")
+        run = scripted(made)
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        yield made, run, {file: file.read_bytes() for file in files}
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def recorded(kept: tuple[World, str, dict[Path, bytes]]) -> Iterator[tuple[World, str]]:
+    """That run, for a test that alters it: each gets it as it was."""
+    made, run, files = kept
+    yield made, run
+    for file in database_files(made.home.root):
+        file.unlink(missing_ok=True)
+    for file, content in files.items():
+        file.write_bytes(content)
 
 
 def ran(w: World, prompt: str = "go", *words: str, code: int = 0) -> str:
@@ -79,15 +104,21 @@ def change(w: World, sql: str, *values: Any) -> None:
     connection.close()
 
 
-def test_a_run_of_every_kind_of_effect_is_identical(w: World) -> None:
-    found = replayed(w, scripted(w), 0)
+def test_a_run_of_every_kind_of_effect_is_identical(recorded: tuple[World, str]) -> None:
+    w, run = recorded
+    found = replayed(w, run, 0)
     assert (found["verdict"], found["whole"], found["state"]) == ("identical", True, "SUCCEEDED")
     assert found["effects"] == 11
 
 
 def test_a_command_is_identical_also_when_it_failed(w: World) -> None:
-    for prompt, code in (("/word-count text", 0), ("/word-count gone", 1), ("what?", 0)):
-        assert replayed(w, ran(w, prompt, code=code), 0)["whole"]
+    runs = [
+        ran(w, prompt, code=code)
+        for prompt, code in (("/word-count text", 0), ("/word-count gone", 1), ("what?", 0))
+    ]
+    for run in runs:
+        (found,) = w.lines("replay", run)
+        assert (found["verdict"], found["whole"]) == ("identical", True)
 
 
 def test_a_failed_run_is_identical(w: World) -> None:
@@ -101,8 +132,8 @@ def test_a_failed_run_is_identical(w: World) -> None:
     assert "diverged at effect 2" in w.goclaw("replay", run, code=1).stdout
 
 
-def test_a_replay_writes_nothing(w: World) -> None:
-    run = scripted(w)
+def test_a_replay_writes_nothing(recorded: tuple[World, str]) -> None:
+    w, run = recorded
     before = disk(w)
     replayed(w, run, 0)
     assert disk(w) == before
@@ -164,9 +195,9 @@ def test_a_run_that_was_killed_is_identical_before_and_after_it_went_on(w: World
     ],
 )
 def test_a_script_that_was_changed_is_told_apart(
-    w: World, steps: list[dict[str, Any]], ordinal: int, what: str
+    recorded: tuple[World, str], steps: list[dict[str, Any]], ordinal: int, what: str
 ) -> None:
-    run = scripted(w)
+    w, run = recorded
     script_file(w.cwd, steps)
     (found,) = w.lines("replay", run, code=1)
     divergence = found["divergence"]
@@ -198,9 +229,9 @@ def test_a_script_that_was_changed_is_told_apart(
     ],
 )
 def test_a_record_that_was_altered_is_told_apart(
-    w: World, sql: str, ordinal: int | None, what: str
+    recorded: tuple[World, str], sql: str, ordinal: int | None, what: str
 ) -> None:
-    run = scripted(w)
+    w, run = recorded
     change(w, sql)
     (found,) = w.lines("replay", run, code=1)
     divergence = found["divergence"]
