@@ -40,11 +40,11 @@ class Operation:
         return self.fields.get(name)
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """All edges of all diaries, in the order of time."""
+def read(folder: Path, names: str = "*.jsonl") -> list[dict[str, Any]]:
+    """All edges of all diaries, or of those with such names, in the order of time."""
     lines = [
         json.loads(line)
-        for path in sorted(folder.glob("*.jsonl"))
+        for path in sorted(folder.glob(names))
         for line in path.read_text().splitlines()
         if line.endswith("}")  # a writer that was killed may leave half a line
     ]

@@ -44,12 +44,14 @@ address = "none"
 
 
 class Storm:
-    """One seed, one home, one number of seconds."""
+    """One seed, one home, one number of seconds, and of tasks that it takes longer for."""
 
     def __init__(
-        self, folder: Path, seed: int, seconds: float, *, plant: str = "", pure: bool = False
-    ) -> None:
+        self, folder: Path, seed: int, seconds: float, *, tasks: int = 0, plant: str = "",
+        pure: bool = False,
+    ) -> None:  # fmt: skip
         self.folder, self.seed, self.seconds, self.plant = folder, seed, seconds, plant
+        self.tasks_min = tasks
         self.home = folder / "home"
         self.chance = random.Random(seed)
         self.environ = {
@@ -144,7 +146,11 @@ class Storm:
             sessions = self.open_sessions()
             self.everybody(sessions)
             until = time.monotonic() + self.seconds
-            while time.monotonic() < until or self.kills.kills < KILLS_MIN:
+            while (
+                time.monotonic() < until
+                or self.kills.kills < KILLS_MIN
+                or self.accepted() < self.tasks_min
+            ):
                 self.one_life()
                 self.start()
                 if self.chance.random() < 0.2:
@@ -166,6 +172,11 @@ class Storm:
         except AssertionError as error:
             broken.append(f"the file that is left: {error!r}"[:500])
         return broken + self.audited() + storm_judge.judge(storm_judge.read(self.folder))
+
+    def accepted(self) -> int:
+        """How many tasks the producers have an answer for."""
+        edges = storm_judge.read(self.folder, "producer*.jsonl")
+        return sum(edge["op"] == "enqueue" and edge["k"] == "ok" for edge in edges)
 
     def one_life(self) -> None:
         kind = self.chance.random()
@@ -280,6 +291,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--tasks", type=int, default=0, help="go on until so many were accepted")
     parser.add_argument("--plant", default="", help="a fault of storm_planted.py")
     parser.add_argument("--noticed", action="store_true", help="0 when laws were broken")
     parser.add_argument("--pure", action="store_true")
@@ -291,7 +303,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="storm-") as fresh:
             folder = options.keep / str(seed) if options.keep else Path(fresh)
             folder.mkdir(parents=True, exist_ok=True)
-            storm = Storm(folder, seed, options.seconds, plant=options.plant, pure=options.pure)
+            storm = Storm(
+                folder, seed, options.seconds, tasks=options.tasks, plant=options.plant,
+                pure=options.pure,
+            )  # fmt: skip
             broken = storm.rage()
             edges = storm_judge.read(folder)
             if options.checker is not None:

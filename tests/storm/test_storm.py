@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from storm_judge import AT_ONCE, judge
+from storm_planted import FAULTS
 from storm_run import Storm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PLANTED = Path(__file__).with_name("storm_planted.py")
 SECONDS = float(os.environ.get("GOCLAW_STORM_SECONDS", "5"))
 
 
@@ -37,6 +41,17 @@ def test_a_storm_leaves_no_trace() -> None:
         audit.write_bytes(rest)
         (found,) = storm.audited()
         assert "record 1 of the file: its line was removed" in found
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_a_daemon_that_works(fault: str, home: Path) -> None:
+    """Storms in .ci/soak have to notice it; one that cannot be planted would be noticed, too."""
+    done = subprocess.run(
+        [sys.executable, str(PLANTED), fault, "run", "hello", "--home", str(home / "h")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, cwd=home,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 # -- the judge is seen to condemn -----------------------------------------------------------------
