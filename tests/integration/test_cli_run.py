@@ -51,7 +51,7 @@ def test_word_count_equals_wc(place: World, served: bool) -> None:
         "-dash": b"a\nb",
         "big": b"word and another\n" * 500_000,
     }
-    for name, content in files.items():
+    for name, content in list(files.items())[: None if served else 3]:
         (place.cwd / name).write_bytes(content)
         done = place.goclaw("run", f"/word-count {name}")
         found = json.loads(done.stdout)
@@ -207,6 +207,7 @@ def test_a_question_with_nobody_there_is_exit_12_and_can_be_answered(place: Worl
     brain = script_file(place.cwd, [{"ask": "Really?"}, {"say": "Done."}])
     done = place.goclaw("run", "go", "--brain", brain, code=12)
     assert "goclaw approvals answer approval_" in done.stderr
+    place.serve()
     (waiting,) = place.lines("approvals", "list")
     session = waiting["sessionId"]
     (task,) = place.lines("task", "list", "--session", session)

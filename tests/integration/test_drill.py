@@ -139,7 +139,7 @@ def test_a_script_of_ones_own_is_drilled(w: World) -> None:
 @pytest.mark.req("E-10")
 def test_a_skill_is_drilled_on_a_file(w: World) -> None:
     (w.cwd / "text").write_text("two words\n")
-    words = ("drill", "crash", "--kills", "2", "--skill")
+    words = ("drill", "crash", "--kills", "1", "--skill")
     (found,) = w.lines(*words, "word-count", "text")
     assert found["held"]
     assert [one["tool"] for one in found["effects"]] == ["keyed", "irreversible"]
