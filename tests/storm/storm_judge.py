@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["AT_ONCE", "Operation", "judge", "operations", "read"]
+__all__ = ["AT_ONCE", "Operation", "judge", "operations", "read", "redriven"]
 
 AT_ONCE = 6
 """As many attempts as the gate of the workers' pool lets in."""
@@ -63,10 +64,17 @@ def operations(edges: Iterable[dict[str, Any]]) -> list[Operation]:
         fields = {**first, **edge}
         found.append(Operation(edge["op"], edge["k"], edge["p"], first["t"], edge["t"], fields))
     found += [
-        Operation(edge["op"], "info", edge["p"], edge["t"], float("inf"), edge)
+        Operation(edge["op"], "info", edge["p"], edge["t"], math.inf, edge)
         for edge in begun.values()
     ]
     return found
+
+
+def redriven(edges: list[dict[str, Any]]) -> set[str]:
+    """The tasks whose redrive has come to an end, whichever."""
+    return {
+        one.task for one in operations(edges) if one.op == "redrive" and one.answered < math.inf
+    }
 
 
 def judge(edges: list[dict[str, Any]]) -> list[str]:
@@ -106,11 +114,11 @@ def _leases(by: dict[str, list[Operation]]) -> Iterator[str]:
     ends: dict[str, float] = {}
     for one in [*by["complete"], *by["failop"]]:
         if one.k != "fail":
-            ends[one.token] = min(ends.get(one.token, float("inf")), one.asked)
+            ends[one.token] = min(ends.get(one.token, math.inf), one.asked)
     cancelled: dict[str, float] = {}
     for one in by["cancel"]:
         if one.k != "fail":
-            cancelled[one.task] = min(cancelled.get(one.task, float("inf")), one.asked)
+            cancelled[one.task] = min(cancelled.get(one.task, math.inf), one.asked)
     beats: dict[str, float] = {}
     for one in by["beat"]:
         if one.k == "ok":
@@ -137,12 +145,12 @@ def _gate(by: dict[str, list[Operation]]) -> Iterator[str]:
     """Q-16: never more attempts at once than the gate lets in, as far as anybody can be sure."""
     over: dict[str, float] = {}
     for one in [*by["complete"], *by["failop"]]:
-        over[one.token] = min(over.get(one.token, float("inf")), one.asked)
+        over[one.token] = min(over.get(one.token, math.inf), one.asked)
     for one in by["cancel"]:
-        over[one.task] = min(over.get(one.task, float("inf")), one.asked)
+        over[one.task] = min(over.get(one.task, math.inf), one.asked)
     for one in by["enqueue"]:
         if one.k == "ok" and one.deadline is not None:
-            over[one.task] = min(over.get(one.task, float("inf")), one.deadline)
+            over[one.task] = min(over.get(one.task, math.inf), one.deadline)
     parked: dict[str, list[float]] = defaultdict(list)
     for one in by["event"]:
         if one.task is not None and one.to == "SUSPENDED":
@@ -154,8 +162,8 @@ def _gate(by: dict[str, list[Operation]]) -> Iterator[str]:
                 continue  # it held its slot for a part of that time only
             end = min(
                 one.asked + one.ttl,
-                over.get(one.token, float("inf")),
-                over.get(one.task, float("inf")),
+                over.get(one.token, math.inf),
+                over.get(one.task, math.inf),
             )
             if end > one.answered:
                 edges += [(one.answered, 1), (end, -1)]

@@ -7,7 +7,6 @@ notice each of them.
 from __future__ import annotations
 
 import functools
-import random
 import sys
 import time
 from importlib import resources
@@ -53,8 +52,8 @@ def event_dropped() -> None:
     publish = hub.Hub.publish
 
     def losing(self: Any, events: list[Any]) -> None:
-        # Drawn, not counted: few daemons live long enough to see 500 of them.
-        publish(self, [event for event in events if random.random() >= 1 / 500])
+        # By their ids: few daemons live long enough to see 500. The first sessions lose late ones.
+        publish(self, [event for event in events if (83 * event[0] + event[1]) % 500 != 499])
 
     hub.Hub.publish = losing  # type: ignore[method-assign]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from storm_judge import AT_ONCE, judge
+from storm_judge import AT_ONCE, judge, redriven
 from storm_planted import FAULTS
 from storm_run import Storm
 
@@ -44,14 +44,22 @@ def test_a_storm_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_a_daemon_that_works(fault: str, home: Path) -> None:
+def test_a_planted_fault_is_a_daemon_that_starts(fault: str, home: Path) -> None:
     """Storms in .ci/soak have to notice it; one that cannot be planted would be noticed, too."""
     done = subprocess.run(
-        [sys.executable, str(PLANTED), fault, "run", "hello", "--home", str(home / "h")],
+        [sys.executable, str(PLANTED), fault, "task", "list", "--home", str(home / "h")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, cwd=home,
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_dead_letter_may_return_until_the_operator_has_heard_of_it() -> None:
+    """A storm that took it for the end found the task in the queue again."""
+    asked = edge(1, 0, "invoke", "redrive", task="a")
+    assert redriven([asked]) == set()
+    for k in ("ok", "fail", "info"):
+        assert redriven([asked, edge(1, 1, k, "redrive")]) == {"a"}
 
 
 # -- the judge is seen to condemn -----------------------------------------------------------------
