@@ -5,6 +5,7 @@ the daemon's code, so that its mistakes are not made here too. Not in here: the 
 use (``goclaw.client``).
 
     python -m goclaw.conformance ws://127.0.0.1:PORT/ws
+    python -m goclaw.conformance -- goclaw acp
 """
 
 from __future__ import annotations

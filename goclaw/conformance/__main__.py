@@ -8,27 +8,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from goclaw.conformance.checks import CHECKS, Kit, Plan
 from goclaw.conformance.client import Broken, dial
 from goclaw.core.clock import SystemClock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from goclaw.conformance.checks import Result
 
 __all__ = ["main"]
 
+_FORMS: Final = ("ws://", "wss://", "unix:", "stdio:")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when every check passed or was skipped, 1 when one failed, 2 for a wrong command line."""
     options = _parser().parse_args(arguments)
+    target = _target(options.target)
+    frames, program = target.startswith("ws"), target.startswith("stdio:")
     try:
-        token = _token(options.token_file) if options.target.startswith("ws") else ""
+        token = _token(options.token_file) if frames else ""
     except (OSError, UnicodeError) as error:
         print(f"conformance: the token cannot be read: {error}", file=sys.stderr)
         return 2
@@ -38,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     clock = SystemClock()
     kit = Kit(
-        dial(options.target, token), plan, lambda: clock.new_id("kit"),
-        lines=not options.target.startswith("ws"),
+        dial(target, token), plan, lambda: clock.new_id("kit"), lines=not frames, bridge=program,
+        fell=_felling(options.fell) if options.fell else None,
     )  # fmt: skip
     try:
         results = asyncio.run(_judge(kit, options.only))
@@ -71,6 +76,22 @@ def _summed_up(results: Sequence[Result]) -> int:
     return counts["fail"]
 
 
+def _target(words: list[str]) -> str:
+    """The target as it was named; several words, or one of no known form, are a command."""
+    if len(words) == 1 and words[0].startswith(_FORMS):
+        return words[0]
+    return f"stdio:{shlex.join(words)}"
+
+
+def _felling(command: str) -> Callable[[], Awaitable[None]]:
+    async def fell() -> None:
+        process = await asyncio.create_subprocess_exec(*shlex.split(command))
+        if await process.wait():
+            raise Broken(f"the command that kills the server failed: {command}")
+
+    return fell
+
+
 def _token(name: str | None) -> str:
     home = Path(os.environ.get("GOCLAW_HOME") or "~/.goclaw").expanduser()
     return (Path(name) if name else home / "auth.token").read_text("ascii").strip()
@@ -80,18 +101,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m goclaw.conformance", description=__doc__)
     plan = Plan()
     parser.add_argument(
-        "target", metavar="TARGET", help='ws://HOST:PORT/ws, unix:PATH or "stdio:COMMAND WORDS"'
+        "target",
+        metavar="TARGET",
+        nargs="+",
+        help='ws://HOST:PORT/ws, unix:PATH, "stdio:COMMAND WORDS" or, behind --, COMMAND WORDS',
     )
     parser.add_argument("--token-file", metavar="FILE", help="of ws; else the home's auth.token")
     parser.add_argument(
         "--only", action="append", default=[], metavar="W-N", help="checks of this id; repeatable"
     )
-    for name in ("say", "slow", "ask", "trimmed", "cwd"):
-        default = getattr(plan, name)
+    for name in ("say", "slow", "ask", "trimmed", "fell", "cwd"):
+        default = getattr(plan, name, "")
         about = {
             "say": "a prompt with a short answer", "slow": "one that takes a second or more",
             "ask": "one that asks for a permission", "cwd": "the sessions' folder",
             "trimmed": "a session whose first events are no longer kept",
+            "fell": "a command that kills the server, which something brings back",
         }[name]  # fmt: skip
         parser.add_argument(
             f"--{name}", default=default, metavar="TEXT", help=f"{about} ({default or 'none'})"

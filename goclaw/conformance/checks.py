@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from goclaw.conformance.client import Broken, Client, Refused
 from goclaw.conformance.laws import Seen
@@ -38,6 +39,8 @@ ERRORS: Final[dict[int, tuple[str, ...]]] = {
 }
 """What the data of an error holds at least (PROTOCOL 2.4)."""
 
+_CALLS: Final = 500
+"""Calls whose answers nobody takes: each of them fills a page of events."""
 _ASKS_MAX: Final = 2_000  # for a state that comes by itself, within a second or two
 _BLOCK: Final = ("streamId", "headEventId", "oldestEventId", "activeTurn", "queued")
 
@@ -99,7 +102,9 @@ def _promise(
 class Kit:
     """Runs checks against one server. ``new_key`` makes texts that were never used before.
 
-    ``let_go`` is awaited when a slow turn may end, for whoever can end it sooner than by itself.
+    ``lines``: it speaks lines, not frames. ``bridge``: each connection is a program of its own.
+    ``let_go`` is awaited when a slow turn may end, for whoever can end it sooner than by itself;
+    ``fell`` makes the server die at once, where something brings it back.
     """
 
     def __init__(
@@ -109,10 +114,13 @@ class Kit:
         new_key: Callable[[], str],
         *,
         lines: bool,
+        bridge: bool = False,
         let_go: Callable[[], Awaitable[None]] | None = None,
+        fell: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._dial, self.plan, self.new_key, self.lines = dial, plan, new_key, lines
-        self._let_go = let_go
+        self._dial, self.plan, self.new_key = dial, plan, new_key
+        self.lines, self.bridge = lines, bridge
+        self._let_go, self._fell = let_go, fell
         self._seen = Seen()
         self._clients: list[Client] = []
 
@@ -141,15 +149,18 @@ class Kit:
         if self._let_go is not None:
             await self._let_go()
 
-    async def stranger(self) -> Client:
-        """A connection that has said nothing yet."""
-        client = Client(await self._dial(), self._seen, self.plan.deadline_s)
+    async def stranger(self, *, small: bool = False, into: IO[bytes] | None = None) -> Client:
+        """A connection that has said nothing yet; ``small`` and ``into`` as ``Dial`` has them."""
+        link = await self._dial(small=small, into=into)
+        client = Client(link, self._seen, self.plan.deadline_s)
         self._clients.append(client)
         return client
 
-    async def client(self, *, vanilla: bool = False, client_id: str = "") -> Client:
+    async def client(
+        self, *, vanilla: bool = False, client_id: str = "", small: bool = False
+    ) -> Client:
         """A connection that has been greeted."""
-        client = await self.stranger()
+        client = await self.stranger(small=small)
         extension: dict[str, Any] = {"version": 1, "notifications": True}
         if client_id:
             extension["clientId"] = client_id
@@ -173,6 +184,20 @@ class Kit:
         return await client.request(
             "session/prompt", {**params, "_meta": {"goclaw": meta}} if meta else params
         )
+
+    async def flood(self, client: Client, session: str, size: int) -> Turn:
+        """A turn whose prompt alone becomes ``size`` bytes of events."""
+        text = "goclaw " * (size // 7)
+        resource = {"type": "resource", "resource": {"uri": "file:///flood", "text": text}}
+        params = prompt(session, self.plan.say)
+        params["prompt"].append(resource)
+        return turn_of(await client.answer(await client.request("session/prompt", params)))
+
+    async def fell(self) -> None:
+        """Make the server die; Skipped when nobody can."""
+        if self._fell is None:
+            raise Skipped("nothing makes the server die")
+        await self._fell()
 
     async def begun(self, client: Client, session: str, words: str) -> tuple[int, str]:
         """A turn under way: the request's id, and the run's once its events have begun."""
@@ -807,6 +832,89 @@ async def _asked_again(kit: Kit) -> None:
     await two.wait("$/cancel_request", lambda m: m.get("method") == "$/cancel_request")
 
 
+# -- W-9: backpressure -------------------------------------------------------------------------
+
+_FLOOD_BYTES: Final = 6 << 20
+"""One prompt of it: below any frameBytes, and there are few of them."""
+_BUFFERS_BYTES: Final = 8 << 20
+"""What kernels and libraries take on the way before a server can notice that nobody reads."""
+_ENDS: Final = (1013, 1006)
+"""A peer whose socket is full may not get the close frame any more."""
+
+
+def _expect_close(close: dict[str, Any], reason: str) -> None:
+    expect(
+        (close["code"], close["reason"]) == (1013, f"goclaw:backpressure {reason}"),
+        f"the connection was closed for {reason}, and lastClose says {close}",
+    )
+
+
+async def _expect_ended(kit: Kit, client: Client, reason: str) -> None:
+    """It was closed, and where that could be said, it was."""
+    client.link.resume()
+    await client.ended()
+    code, said = client.link.close_code, client.link.close_reason
+    if not kit.lines:
+        expect(code in _ENDS, f"who takes nothing was closed with {code}")
+    if code == 1013:
+        expect(said == f"goclaw:backpressure {reason}", f"the close frame says {said!r}")
+    for message in client.messages:
+        if message.get("method") == "_goclaw/backpressure":
+            expect(message["params"]["reason"] == reason, f"the farewell says {message}")
+
+
+@_promise("W-9", "who takes no events is closed for it, told why on return, and misses none")
+async def _slow_reader(kit: Kit) -> None:
+    if kit.bridge:
+        raise Skipped("a bridge has no connection that could be closed")
+    one, name = await kit.stranger(), kit.new_key()
+    greeting = await one.call("initialize", {"protocolVersion": 1, "clientCapabilities": {}})
+    bounds = greeting["agentCapabilities"]["_meta"]["goclaw"]["limits"]
+    session = await kit.session(one)
+    two = await kit.client(client_id=name, small=True)
+    await two.call("_goclaw/session/subscribe", {"sessionId": session, "fromEventId": 0})
+    two.link.pause()
+    last = 0
+    for _ in range(-(-(bounds["lagBytes"] + _BUFFERS_BYTES) // _FLOOD_BYTES)):
+        last = (await kit.flood(one, session, _FLOOD_BYTES)).event_id  # it waits for nobody
+    await _expect_ended(kit, two, "lag")
+    got = two.ids(session)
+    expect(len(got) < last, "who took nothing was not closed")
+    back = await kit.client(client_id=name)
+    where = {"sessionId": session, "fromEventId": got[-1] if got else 0}
+    block = await back.call("_goclaw/session/subscribe", where)
+    expect("lastClose" in block, "the subscription does not say why the last one ended")
+    _expect_close(block["lastClose"], "lag")
+    sent = block["lastClose"]["sent"].get(session, 0)
+    expect(sent >= len(got), f"lastClose says {sent} was sent last, and {len(got)} had come")
+    await back.until(session, last)
+    expect_ids(got + back.ids(session), list(range(1, last + 1)))
+    block = await back.call("_goclaw/session/subscribe", where)
+    expect("lastClose" not in block, "lastClose is told twice")
+
+
+@_promise("W-9", "who takes no answers is closed for it, and told why on return")
+async def _slow_caller(kit: Kit) -> None:
+    if kit.bridge:
+        raise Skipped("a bridge has no connection that could be closed")
+    one, name = await kit.client(), kit.new_key()
+    session = await kit.session(one)
+    await kit.flood(one, session, _FLOOD_BYTES // 6)
+    two = await kit.client(client_id=name, small=True)
+    two.link.pause()
+    for _ in range(_CALLS):
+        await two.request("_goclaw/session/events", {"sessionId": session, "fromEventId": 0})
+    back = await kit.client(client_id=name)
+    for _ in range(_ASKS_MAX):
+        block = await back.call("_goclaw/session/subscribe", {"sessionId": session})
+        if "lastClose" in block:
+            break
+    else:
+        raise Broken("who takes no answers was not closed, or is not told why")
+    _expect_close(block["lastClose"], "bytes")
+    await _expect_ended(kit, two, "bytes")
+
+
 # -- W-10: a vanilla client --------------------------------------------------------------------
 
 
@@ -991,3 +1099,85 @@ async def _move(kit: Kit, speaker: Client, client: Client, session: str, move: s
         if move == "from the start":
             params["fromEventId"] = 0
         await client.call("_goclaw/session/subscribe", params)
+
+
+# -- W-13: the bridge ----------------------------------------------------------------------------
+
+_LONG_BYTES: Final = 3 << 20
+
+
+def _bridge_only(kit: Kit) -> None:
+    if not kit.bridge:
+        raise Skipped("it is no bridge: stdio:COMMAND is one")
+
+
+@_promise("W-13", "at the end of its input the bridge leaves with 0, and the turn goes on")
+async def _leaves(kit: Kit) -> None:
+    _bridge_only(kit)
+    one, two = await kit.client(), await kit.client()
+    session = await kit.session(one)
+    _, run = await kit.begun(one, session, kit.plan.slow)
+    await two.call("_goclaw/session/subscribe", {"sessionId": session})
+    await one.close()
+    expect(one.link.exit_code == 0, f"the bridge left with {one.link.exit_code}, not 0")
+    state = (await two.call("_goclaw/run/get", {"runId": run}))["state"]
+    expect(
+        state in ("QUEUED", "RUNNING", "SUSPENDED"), f"the bridge left when its turn had {state}"
+    )
+    await kit.let_go()
+    end = await two.wait(
+        "the end of the turn",
+        lambda m: (m.get("params") or {}).get("event", {}).get("type") == "run.ended",
+    )
+    state = end["params"]["event"]["state"]
+    expect(state == "SUCCEEDED", f"the turn that was left alone ended {state}")
+
+
+@_promise("W-13", "its output may be a file, and holds nothing but messages")
+async def _into_a_file(kit: Kit) -> None:
+    _bridge_only(kit)
+    other = await kit.client()
+    with tempfile.TemporaryFile() as file:
+        client = await kit.stranger(into=file)
+        await client.request("initialize", {"protocolVersion": 1, "clientCapabilities": {}})
+        await client.request("session/list")
+        written = b""
+        for _ in range(_ASKS_MAX):
+            await other.call("session/list")
+            file.seek(0)
+            written = file.read()
+            if written.count(b"\n") >= 2:
+                break
+    try:
+        messages = [json.loads(line) for line in written.splitlines()]
+    except ValueError:
+        messages = []
+    ids = [message.get("id") for message in messages if isinstance(message, dict)]
+    expect(len(messages) == len(ids) and ids == [1, 2], f"the file holds {written[:200]!r}")
+
+
+@_promise("W-13", "a prompt of 3 MB goes through on one line")
+async def _long_line(kit: Kit) -> None:
+    _bridge_only(kit)
+    client = await kit.client()
+    session = await kit.session(client)
+    turn = await kit.flood(client, session, _LONG_BYTES)
+    shown = sum(len(json.dumps(update)) for update in client.updates(session))
+    expect(shown >= _LONG_BYTES, f"of {_LONG_BYTES} bytes {shown} came back")
+    expect(turn.stop_reason != "cancelled", "the turn of a long prompt was cancelled")
+
+
+@_promise("W-13", "the death of its server is not noticed: each update once, each answer once")
+async def _rides_out(kit: Kit) -> None:
+    _bridge_only(kit)
+    client = await kit.client()
+    session = await kit.session(client)
+    request, run = await kit.begun(client, session, kit.plan.slow)
+    queued = await kit.ask(client, session)
+    await kit.fell()
+    await kit.let_go()
+    turns = [turn_of(await client.answer(request)), turn_of(await client.answer(queued))]
+    expect(turns[0].run == run, "the turn was answered with another run")
+    ids = client.ids(session)
+    expect(ids[-1] >= turns[1].event_id, "an answer before its last event")
+    expect_ids(ids, list(range(1, len(ids) + 1)))

@@ -14,7 +14,9 @@ import asyncio
 import contextlib
 import json
 import shlex
-from typing import TYPE_CHECKING, Any, Final, Protocol
+import socket
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol, cast
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -28,6 +30,9 @@ __all__ = ["Broken", "Client", "Dial", "Link", "Refused", "dial"]
 
 _MESSAGE_BYTES_MAX: Final = 64 << 20
 """Longer than anything a server may send: what is beyond its own bounds is its fault."""
+
+_SMALL_BYTES: Final = 4096
+"""Of a socket that nobody reads from: the kernel makes it as small as it can."""
 
 
 class Broken(Exception):
@@ -48,6 +53,18 @@ class Link(Protocol):
 
     close_code: int | None
     """Of a WebSocket, once it is closed; others have none."""
+    close_reason: str
+    """Of a WebSocket that was closed with one."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of a program, once it has ended; others have none."""
+
+    def pause(self) -> None:
+        """Take nothing from the kernel any more."""
+
+    def resume(self) -> None:
+        """Take again what comes."""
 
     async def send(self, data: bytes) -> None:
         """Send one message; nothing when the connection is gone."""
@@ -62,9 +79,18 @@ class Link(Protocol):
 class _Frames:
     """A WebSocket."""
 
+    exit_code: int | None = None
+
     def __init__(self, socket: Any) -> None:
         self._socket = socket
         self.close_code: int | None = None
+        self.close_reason = ""
+
+    def pause(self) -> None:
+        self._socket.transport.pause_reading()
+
+    def resume(self) -> None:
+        self._socket.transport.resume_reading()
 
     async def send(self, data: bytes) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -75,6 +101,7 @@ class _Frames:
             data: bytes = await self._socket.recv(decode=False)
         except ConnectionClosed:
             self.close_code = self._socket.close_code
+            self.close_reason = self._socket.close_reason or ""
             return None
         return data
 
@@ -87,6 +114,7 @@ class _Lines:
     """A byte stream, one message a line; ``process`` is whose stdout it is, if any."""
 
     close_code: int | None = None
+    close_reason = ""
 
     def __init__(
         self,
@@ -95,6 +123,20 @@ class _Lines:
         process: asyncio.subprocess.Process | None = None,
     ) -> None:
         self._reader, self._writer, self._process = reader, writer, process
+
+    @property
+    def exit_code(self) -> int | None:
+        return None if self._process is None else self._process.returncode
+
+    def pause(self) -> None:
+        self._stream.pause_reading()
+
+    def resume(self) -> None:
+        self._stream.resume_reading()
+
+    @property
+    def _stream(self) -> asyncio.ReadTransport:
+        return cast("asyncio.ReadTransport", self._writer.transport)
 
     async def send(self, data: bytes) -> None:
         with contextlib.suppress(ConnectionError):
@@ -112,47 +154,74 @@ class _Lines:
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
-        if self._process is not None:
+        if self._process is None:
+            return
+        try:
             await self._process.wait()
+        finally:
+            if self._process.returncode is None:  # nobody waits for it any longer
+                self._process.kill()
 
 
 class Dial(Protocol):
     """Makes one more connection to the server that is judged."""
 
-    async def __call__(self) -> Link:
-        """A fresh one; Broken when there is none to be had."""
+    async def __call__(self, *, small: bool = False, into: IO[bytes] | None = None) -> Link:
+        """A fresh one; Broken when there is none to be had.
+
+        ``small``: a socket whose kernel keeps little of what nobody reads. ``into``: a program's
+        output goes to that file, and nothing is received.
+        """
 
 
 def dial(target: str, token: str = "") -> Dial:
     """How to reach ``ws://...`` (or ``wss://...``), ``unix:PATH`` or ``stdio:COMMAND WORDS``."""
     way, _, rest = target.partition(":")
 
-    async def frames() -> Link:
+    async def frames(small: bool) -> Link:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        socket = await connect(target, additional_headers=headers, max_size=_MESSAGE_BYTES_MAX)
-        return _Frames(socket)
+        options: dict[str, Any] = {"additional_headers": headers, "max_size": _MESSAGE_BYTES_MAX}
+        if small:
+            parts = urlsplit(target)
+            host, port = parts.hostname or "", parts.port or (443 if way == "wss" else 80)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            options["sock"] = await _small_socket(family, (host, port))
+        return _Frames(await connect(target, **options))
 
-    async def unix() -> Link:
-        return _Lines(*await asyncio.open_unix_connection(rest, limit=_MESSAGE_BYTES_MAX))
+    async def unix(small: bool) -> Link:
+        raw = await _small_socket(socket.AF_UNIX, rest) if small else None
+        where = {"path": rest} if raw is None else {"sock": raw}
+        return _Lines(*await asyncio.open_unix_connection(**where, limit=_MESSAGE_BYTES_MAX))
 
-    async def program() -> Link:
+    async def program(into: IO[bytes] | None) -> Link:
         process = await asyncio.create_subprocess_exec(
-            *shlex.split(rest), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            limit=_MESSAGE_BYTES_MAX,
+            *shlex.split(rest), stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE if into is None else into, limit=_MESSAGE_BYTES_MAX,
         )  # fmt: skip
         assert process.stdin is not None
-        assert process.stdout is not None
-        return _Lines(process.stdout, process.stdin, process)
+        reader = process.stdout
+        if reader is None:
+            reader = asyncio.StreamReader()
+            reader.feed_eof()
+        return _Lines(reader, process.stdin, process)
 
-    reach = {"stdio": program, "unix": unix}.get(way, frames)
-
-    async def dialled() -> Link:
+    async def dialled(*, small: bool = False, into: IO[bytes] | None = None) -> Link:
         try:
-            return await reach()
+            if way == "stdio":
+                return await program(into)
+            return await (unix if way == "unix" else frames)(small)
         except (OSError, InvalidHandshake, ValueError) as error:
             raise Broken(f"{target} cannot be reached: {error}") from None
 
     return dialled
+
+
+async def _small_socket(family: int, address: Any) -> socket.socket:
+    raw = socket.socket(family)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BYTES)
+    raw.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(raw, address)
+    return raw
 
 
 class Client:

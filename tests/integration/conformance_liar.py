@@ -25,6 +25,9 @@ Message = dict[str, Any]
 class Liar:
     """One connection's way through. ``up`` and ``down`` give what is passed on for a message."""
 
+    held_bytes = 2 << 20
+    """Half of what is held of a server whose client reads nothing; a line is shorter."""
+
     def __init__(self) -> None:
         self.methods: dict[Any, str] = {}
         self.params: dict[Any, Message] = {}
@@ -252,6 +255,42 @@ class OldGreeting(Liar):
         return [message]
 
 
+class Patient(Liar):
+    """Who reads nothing is never closed: all of it is held for him."""
+
+    held_bytes = 64 << 20
+
+
+class CloseUntold(Liar):
+    """Who was closed is not told so."""
+
+    def tells(self, message: Message, answers: str) -> Iterable[Message]:
+        if answers == "_goclaw/session/subscribe":
+            message.get("result", {}).pop("lastClose", None)
+        return [message]
+
+
+class WrongReason(Liar):
+    """Whoever is closed is told that he was too slow for a moment."""
+
+    def tells(self, message: Message, answers: str) -> Iterable[Message]:
+        close = (message.get("result") or {}).get("lastClose")
+        if close:
+            close["reason"] = "goclaw:backpressure stall"
+        return [message]
+
+
+class FarewellLies(Liar):
+    """The cursor of who was closed is further than what he was sent."""
+
+    def asks(self, message: Any) -> Iterable[Any]:
+        if isinstance(message, dict) and message.get("method") == "_goclaw/session/subscribe":
+            params = message["params"]
+            if params.get("fromEventId", 0) >= 1:
+                params["fromEventId"] += 1
+        return [message]
+
+
 class LatestMisses(Liar):
     """A conflated reader is not sent the newest event."""
 
@@ -289,6 +328,10 @@ FAULTS: dict[str, tuple[type[Liar], str]] = {
     "a cancel that is not heard": (DeafToCancel, "W-7"),
     "losers that are not told": (LosersUntold, "W-8"),
     "an observer that is asked": (ObserversAsked, "W-8"),
+    "a slow reader that is kept": (Patient, "W-9"),
+    "a slow reader that is not told": (CloseUntold, "W-9"),
+    "a slow reader that is told another reason": (WrongReason, "W-9"),
+    "a slow reader that loses an event": (FarewellLies, "W-9"),
     "a load without the past": (AmnesicLoad, "W-10"),
     "a resume with the past": (TalkativeResume, "W-10"),
     "a stale token that counts": (AnyToken, "W-11"),
@@ -304,10 +347,8 @@ async def lying(socket: Path, honest: Path, liar: Callable[[], Liar]) -> AsyncIt
         task = asyncio.current_task()
         assert task is not None
         ways.add(task)
-        theirs, ours = await asyncio.open_unix_connection(
-            str(honest), limit=2 * limits.FRAME_BYTES_MAX
-        )
         one = liar()
+        theirs, ours = await asyncio.open_unix_connection(str(honest), limit=one.held_bytes)
         try:
             await asyncio.gather(_pass(reader, ours, one.up), _pass(theirs, writer, one.down))
         finally:
