@@ -11,9 +11,8 @@ import fcntl
 import json
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from goclaw.core import limits
 from goclaw.core.errors import ConfigRefused, HomeInUse, PolicyRefused
@@ -45,8 +44,8 @@ def policy_text(path: Path) -> str:
         ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class DaemonRecord:
+# No dataclasses here: their import alone would be a tenth of the bridge's start.
+class DaemonRecord(NamedTuple):
     """What run/daemon.json says about the daemon that is ready on this home."""
 
     pid: int
@@ -76,11 +75,13 @@ class HomeLock:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
 class Home:
     """A home directory; making the object touches nothing."""
 
-    root: Path
+    __slots__ = ("root",)
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     @classmethod
     def locate(cls, option: str | None, environ: Mapping[str, str]) -> Home:

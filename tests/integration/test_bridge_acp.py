@@ -14,9 +14,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from roof_support import CLOCK, DEADLINE_MS, GOCLAW, ROOT, Bridge, World, script_file, world
+from roof_support import CLOCK, DEADLINE_MS, GOCLAW, Bridge, World, script_file, world
 
 from goclaw.bridges import acp
+from goclaw.cli import _of_the_bridge
+from goclaw.cli.grammar import parse
 from goclaw.core import limits
 from goclaw.core.home import DaemonRecord, Home
 
@@ -89,17 +91,68 @@ def test_a_home_that_cannot_be_made_is_an_error_in_words(place: World) -> None:
     assert "cannot be written" in done.stderr
 
 
+# What makes a start slow: an event loop, WebSocket, native modules, the grammar of all verbs, and
+# what the standard library pulls in behind dataclasses (inspect, ast) and argparse (gettext).
+HEAVY = {
+    "asyncio", "websockets", "orjson", "apsw", "wasmtime", "uvloop", "h11", "ssl", "http",
+    "concurrent", "logging", "subprocess", "threading", "multiprocessing", "sqlite3", "ctypes",
+    "tomllib", "uuid", "hashlib", "tempfile", "random", "shutil", "lzma", "bz2", "email",
+    "dataclasses", "inspect", "ast", "dis", "argparse", "gettext", "locale", "traceback",
+    "goclaw._fast", "goclaw._pure", "goclaw.core.config", "goclaw.core.log", "goclaw.policy",
+    "goclaw.protocol.jsonrpc", "goclaw.protocol.session", "goclaw.client.aio",
+    "goclaw.client.blocking", "goclaw.client.records", "goclaw.cli.grammar", "goclaw.cli.embedded",
+    "goclaw.engine", "goclaw.gateway", "goclaw.store", "goclaw.daemon",
+}  # fmt: skip
+
+
 @pytest.mark.req("P-5", "U-3")
-def test_it_imports_little() -> None:
-    """What makes a start slow stays out: no event loop, no WebSocket, no native module."""
-    code = "import sys, goclaw.cli.acp; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+def test_it_imports_little(place: World) -> None:
+    """A whole life on a running daemon: a greeting, a session, a turn, the end."""
+    place.serve()
+    code = (
+        "import sys; sys.argv = ['goclaw', 'acp', *sys.argv[1:]]\n"
+        "from goclaw.__main__ import run; code = run()\n"
+        "print(*sys.modules, file=sys.stderr); sys.exit(code)"
     )
-    loaded = set(done.stdout.split())
-    heavy = {"asyncio", "websockets", "orjson", "apsw", "wasmtime", "uvloop", "tomllib", "logging"}
-    heavy |= {"goclaw._fast", "goclaw._pure", "goclaw.core.config", "goclaw.protocol.jsonrpc"}
-    assert not heavy & loaded
+    child = place.popen("--brain", "direct", program=["-c", code], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    session: dict[str, Any] = {}
+    for method, params in (
+        ("initialize", {"protocolVersion": 1}),
+        ("session/new", {"cwd": str(place.cwd), "mcpServers": []}),
+        ("session/prompt", {"prompt": [{"type": "text", "text": "hello"}]}),
+    ):
+        message = {"jsonrpc": "2.0", "id": method, "method": method, "params": session | params}
+        child.stdin.write(json.dumps(message) + "\n")
+        child.stdin.flush()
+        answer: dict[str, Any] = {}
+        while answer.get("id") != method:
+            answer = json.loads(child.stdout.readline())
+        if method == "session/new":
+            session = {"sessionId": answer["result"]["sessionId"]}
+    _, loaded = child.communicate(timeout=DEADLINE_MS / 1000)
+    assert child.returncode == 0
+    found = set(loaded.split())
+    assert "goclaw.bridges.acp" in found
+    assert not HEAVY & found
+
+
+@pytest.mark.req("U-1", "U-3")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "", "--home x", "--brain direct", "--brain a --home b", "--home a --home b", "--home=x",
+        "--home", "--home --brain", "x", "--json", "--brain -x", "--help", "--home ä", "--home x y",
+    ],
+)  # fmt: skip
+def test_its_options_are_those_of_the_grammar(words: str) -> None:
+    arguments = ["acp", *words.split()]
+    found = _of_the_bridge(arguments)
+    if found is not None:
+        assert vars(found) == vars(parse(arguments))
+    else:
+        assert words not in ("", "--home x", "--brain direct", "--brain a --home b")
 
 
 @pytest.mark.req("P-5", "U-3")
