@@ -11,6 +11,7 @@ import select
 import sys
 from typing import TYPE_CHECKING, Final
 
+import goclaw
 from goclaw.bridges.splice import Splice
 from goclaw.client.link import Link
 from goclaw.client.reach import Starter
@@ -54,6 +55,7 @@ class _Bridge:
         self._clock, self._stdin, self._stdout = clock, stdin, stdout
         self._link = Link(lambda: clock.new_id("key"))
         self._splice = Splice(self._link, clock.new_id("bridge"), brain)
+        self._home, self._warned_of = home, ""
         self._reach: Callable[[], socket.socket | None] = Starter(home, clock).step
         self._socket: socket.socket | None = None
         self._editor_lines, self._daemon_lines = LineSplitter(), LineSplitter()
@@ -94,7 +96,11 @@ class _Bridge:
         if self._ended_ms is None:
             return None
         owing = self._to_editor or self._to_daemon or self._link.is_owed_soon
-        return None if owing and now - self._ended_ms < limits.EOF_LINGER_MS else 0
+        if owing and now - self._ended_ms < limits.EOF_LINGER_MS:
+            return None
+        if owing:
+            self._say("The input ended before all was answered; what reached the daemon goes on.")
+        return 0
 
     def _patience_ms(self) -> int | None:
         """How long to wait for a descriptor; None: as long as it takes."""
@@ -174,10 +180,22 @@ class _Bridge:
         if self._socket is None:
             return
         self._socket.setblocking(False)
+        self._look_at_version()
         self._daemon_lines = LineSplitter()
         self._to_daemon.clear()
         self._link.connected()
         self._settle()
+
+    def _look_at_version(self) -> None:
+        """Another goclaw runs there, such as the one before an upgrade: it speaks the same wire."""
+        record = self._home.read_daemon_json()
+        if record is None or record.version in (goclaw.__version__, self._warned_of):
+            return
+        self._warned_of = record.version
+        self._say(
+            f"The daemon is goclaw {record.version}, and this is {goclaw.__version__}. Both work;"
+            f" `kill {record.pid}` puts a daemon of this version in its place."
+        )
 
     def _read_daemon(self) -> None:
         assert self._socket is not None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from roof_support import CLOCK, DEADLINE_MS, GOCLAW, Bridge, World, script_file, world
 
+import goclaw
 from goclaw.bridges import acp
 from goclaw.cli import _of_the_bridge
 from goclaw.cli.grammar import parse
@@ -411,6 +412,65 @@ def test_a_cancel_reaches_a_turn_over_a_crash(place: World) -> None:
     bridge.say({"method": "session/cancel", "params": {"sessionId": session}})
     assert bridge.answer(turn)["result"]["stopReason"] == "cancelled"
     assert bridge.close() == 0
+
+
+# -- what an editor's log says -------------------------------------------------------------------
+
+
+def logged(bridge: Bridge) -> str:
+    """What a bridge that has ended wrote to stderr."""
+    assert bridge.process.stderr is not None
+    return bridge.process.stderr.read().decode()
+
+
+@pytest.mark.req("U-3")
+def test_a_daemon_of_another_version_serves_and_is_named_once(place: World) -> None:
+    place.serve()
+    path = place.home.daemon_json
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"version": "9.9.9"}))
+    bridge = Bridge(place)
+    bridge.greet()
+    assert bridge.session(place.cwd)
+    assert bridge.close() == 0
+    said = logged(bridge)
+    assert said.count("9.9.9") == 1
+    assert f"`kill {record['pid']}`" in said
+    silent = Bridge(place)
+    path.write_text(json.dumps(record))
+    silent.greet()
+    assert silent.close() == 0
+    assert logged(silent) == ""
+
+
+@pytest.mark.req("U-1", "W-13")
+def test_a_closed_output_is_refused_in_words(place: World) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *GOCLAW, "acp"]
+    done = subprocess.run(
+        command, env=place.environ, cwd=place.cwd, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, timeout=DEADLINE_MS / 1000,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("goclaw: stdout is closed")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.req("W-13", "U-1")
+def test_input_that_ends_before_its_answer_is_said(place: World) -> None:
+    """Nobody is there who could answer within the second that a bridge may take to leave."""
+    place.home.run.mkdir(parents=True)
+    path = place.home.run / "goclaw.sock"
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(path))
+        deaf.listen()
+        record = DaemonRecord(os.getpid(), "b", "d", goclaw.__version__, None, str(path))
+        place.home.write_daemon_json(record)
+        bridge = Bridge(place)
+        bridge.request("initialize", protocolVersion=1)
+        code = bridge.close()
+        place.home.remove_daemon_json()  # whoever clears away ends the process that it names
+    assert code == 0
+    assert "before all was answered" in logged(bridge)
 
 
 # -- a daemon that does not behave ---------------------------------------------------------------
