@@ -138,6 +138,29 @@ async def test_a_websocket_that_never_reads_again_is_cut_off(house: House) -> No
     raw.close()
 
 
+@pytest.mark.req("W-9", "I-5")
+def test_a_peer_that_answers_no_ping_is_let_go(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine of the other end is gone, and TCP has not noticed."""
+    monkeypatch.setattr(limits, "PING_MS", 500)
+
+    async def main() -> None:
+        async with opened(home) as house:
+            session = await (await house.unix()).new_session()
+            raw, received = await raw_ws(house, session)
+            loop = asyncio.get_running_loop()
+            opcodes: list[int] = []
+            async with asyncio.timeout(20):
+                while 8 not in opcodes:
+                    received += await loop.sock_recv(raw, 1 << 12)
+                    frames = unframed(received.partition(b"\r\n\r\n")[2])
+                    opcodes = [opcode for opcode, _ in frames]
+            assert 9 in opcodes  # it was asked
+            assert closed_with(received)[0] == 1011
+            raw.close()
+
+    asyncio.run(main())
+
+
 @wire()
 @pytest.mark.req("W-3", "W-9")
 async def test_a_late_reader_gets_the_answer_last(house: House) -> None:
