@@ -200,6 +200,21 @@ class BareLoop:
             " AND NOT EXISTS (SELECT 1 FROM stalled WHERE sid = ?1 AND line = ?2)",
             sid, line,
         )  # fmt: skip
+        self.stand(sid, line, head)
+
+    def next(self, sid: int, line: int) -> Any:
+        return self.row(
+            "SELECT t.tid, t.pool, t.rank, l.v, ifnull(f.finish, 0), ifnull(f.served_at + 1, 0),"
+            " p.claims, l.passed, w.gated FROM tasks AS t"
+            " JOIN works AS w ON w.wid = t.wid JOIN pools AS p ON p.pool = t.pool"
+            " JOIN levels AS l ON l.pool = t.pool AND l.rank = t.rank"
+            " LEFT JOIN flows AS f ON f.sid = ?1 AND f.pool = t.pool AND f.rank = t.rank"
+            " WHERE t.tid = (SELECT q.tid FROM tasks AS q WHERE q.sid = ?1"
+            "   AND q.line = ?2 AND q.state = 'QUEUED' AND q.held = 0 ORDER BY q.seq LIMIT 1)",
+            sid, line,
+        )  # fmt: skip
+
+    def stand(self, sid: int, line: int, head: Any) -> None:
         if head is not None:
             tid, pool, rank, v, finish, tie, claims, passed, gated = head
             assert not gated

@@ -137,6 +137,28 @@ SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
  WHERE s.sid = <<sid>>
    AND NOT EXISTS (SELECT 1 FROM heads AS h WHERE h.sid = <<sid>> AND h.line = <<line>>)
    AND NOT EXISTS (SELECT 1 FROM stalled AS h WHERE h.sid = <<sid>> AND h.line = <<line>>);
+<<stand <<stays>> | <<sid>> | <<line>>>>
+
+-- As come, for the line whose head has just been claimed, where it is a parallel one: a serial line's
+-- turn is held. It has no head, it is at no gate, its session was not idle.
+-- fragment: next
+-- step: need
+SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
+       t.kind = 'prompt' AS p_interactive, l.v AS p_v, ifnull(f.finish, 0) AS p_finish,
+       ifnull(f.served_at + 1, 0) AS p_tie, p.claims AS p_ready_at, l.passed AS p_passed_at,
+       w.gated AS p_gated, iif(w.gated = 0, 1, <<room w.broken IS NULL>>) AS p_open
+  FROM tasks AS t
+  JOIN works AS w ON w.wid = t.wid
+  JOIN pools AS p ON p.pool = t.pool
+  JOIN levels AS l ON l.pool = t.pool AND l.rank = t.rank
+  LEFT JOIN flows AS f ON f.sid = :sid AND f.pool = t.pool AND f.rank = t.rank
+ WHERE t.tid = (SELECT q.tid FROM tasks AS q
+                 WHERE q.sid = :sid AND q.line = :line AND q.state = 'QUEUED' AND q.held = 0
+                 ORDER BY q.seq LIMIT 1);
+<<stand 1 | :sid | :line>>
+
+-- What come and next found becomes the head, or stands outside.
+-- fragment: stand stays sid line
 -- step: need
 SELECT 1 WHERE :p_open;
 -- step: run
@@ -423,7 +445,10 @@ UPDATE heads
    SET start = max(start, :finish), tie = :claims + 1, stays = 1, ready_at = :claims + 1,
        passed_at = :passed
  WHERE sid = :sid AND pool = :pool AND rank = :rank;
-<<promote 1 | :sid | :line | w.broken IS NULL>>
+-- section
+-- step: need
+SELECT 1 WHERE :line > 0;
+<<next>>
 
 -- program: claim pool owner token lease_until_mono now_mono policy_version aging_factor now
 -- The fair pick (Q-8): the most urgent level that is not empty, in virtual-time order, unless a

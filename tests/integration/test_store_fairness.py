@@ -415,3 +415,23 @@ def test_a_newcomer_is_served_soon_while_due_heads_wait(store: support.Store) ->
     lane.run(3)
     assert newcomer in {claim.sid for claim in lane.claims[before:]}
     lane.reader.close()
+
+
+@pytest.mark.req("Q-9", "Q-12", "Q-17")
+@pytest.mark.parametrize("parallel", [0, 1])
+def test_a_claim_brings_the_next_of_its_line(store: support.Store, parallel: int) -> None:
+    """Of a parallel line the next whose time has come; of a serial one nothing until the end."""
+    sid = store.session()
+    later = {"not_before": 10**15}
+    first, _, third = (
+        store.enqueue(sid, kind="tool", parallel=parallel, **special) for special in ({}, later, {})
+    )
+    other = store.enqueue(store.session(), kind="tool", parallel=parallel)
+    assert store.claim(b"1" * 16)["tid"] == first
+    assert store.claim(b"2" * 16)["tid"] == other
+    if not parallel:
+        assert store.claim(b"3" * 16)["tid"] is None
+        store.must("complete", tid=first, token=b"1" * 16, hash=b"", result=b"1")
+    assert store.claim(b"4" * 16)["tid"] == third
+    assert store.claim(b"5" * 16)["tid"] is None
+    support.obey(store.path)
