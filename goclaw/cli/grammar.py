@@ -354,6 +354,9 @@ def _keep(verbs: Any) -> None:
         "--settings", action="store_true", help="bring back config, policy and skills, too"
     )
     _json(restore, "what was done as one object")
+    verify = _verb(verbs, "verify", "verify", "is the log whole, and every state what it says?")
+    verify.add_argument("session", metavar="SESSION", nargs="?", help="this one only")
+    _json(verify, "what was found as one object")
     logs = _verb(
         verbs, "logs", "logs", "what the daemon noted about its own work, secrets taken out"
     )

@@ -191,6 +191,7 @@ AUDIT_COUNTS_MAX: Final = 1_000  # different requests of one such record; the re
 AUDIT_COPY_MS: Final = 5_000  # between two looks for records that audit.jsonl lacks
 AUDIT_LINE_BYTES_MAX: Final = 512 * KIB  # of audit.jsonl: labels, 64 roots, escapes
 AUDIT_FAULTS_MAX: Final = 100  # that are listed of one chain
+VERIFY_FAULTS_MAX: Final = 100  # that `goclaw verify` lists
 DENIALS_MAX: Final = 1_000  # different denials within that time; the rest is not recorded
 AUTH_DELAY_MS_MIN: Final = 50  # before an upgrade, after a wrong token; doubled at each more
 AUTH_DELAY_MS_MAX: Final = 2_000

@@ -8,6 +8,7 @@ loop's thread while it serves.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from goclaw.store.fence import Fence, fence_file
 from goclaw.store.schema import MEND, NAME, judged, migrate, migrations, open_to_read, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from goclaw.core.records import Cleaner
@@ -410,7 +411,8 @@ class Database:
 
 
 class Archive:
-    """The database of a home that nobody serves: read, and nothing of it changed. Blocks."""
+    """The database of a home, served or not: read, and nothing of it changed. Blocks. Not in the
+    daemon's own process."""
 
     def __init__(self, home: Path) -> None:
         self._path = path = home / NAME
@@ -434,6 +436,12 @@ class Archive:
             return self._connection.execute(sql, arguments).fetchall()
         except apsw.Error as error:
             raise refuse(self._path, f"cannot be read ({error})", MEND) from error
+
+    @contextlib.contextmanager
+    def moment(self) -> Iterator[None]:
+        """What is fetched inside is of one moment, also while a daemon writes: keep it short."""
+        with self._connection:
+            yield
 
     def close(self) -> None:
         """Let go of the file."""

@@ -1555,9 +1555,19 @@ SELECT e.event_id, e.kind, e.type, e.at, t.run_id, e.payload
  WHERE e.sid = :sid AND e.event_id < :cursor ORDER BY e.event_id DESC LIMIT :limit;
 
 -- query: chain_after sid cursor limit
-SELECT e.event_id, e.at, e.type, t.run_id, t.task_id, e.payload, e.digest
+SELECT e.event_id, e.at, e.type, t.run_id, t.task_id, e.payload, e.digest, e.attempt
   FROM events AS e LEFT JOIN tasks AS t ON t.tid = e.tid
  WHERE e.sid = :sid AND e.event_id > :cursor ORDER BY e.event_id LIMIT :limit;
+
+-- query: sessions_after cursor limit
+SELECT sid, session_id FROM sessions WHERE sid > :cursor ORDER BY sid LIMIT :limit;
+
+-- query: task_states sid
+SELECT task_id, state, attempt FROM tasks WHERE sid = :sid ORDER BY tid;
+
+-- query: effect_states sid
+SELECT t.task_id, e.ordinal, e.state FROM tasks AS t JOIN effects AS e ON e.tid = t.tid
+ WHERE t.sid = :sid ORDER BY e.tid, e.ordinal;
 
 -- query: chain_of_session sid
 SELECT salt, link, head, oldest FROM sessions WHERE sid = :sid;

@@ -159,8 +159,6 @@ POINTS_PENDING: set[str] = set()
 
 # Programs and queries that only tests call so far, and who will.
 SQL_PENDING = {
-    "chain_after": "goclaw verify (O-4)",
-    "chain_of_session": "goclaw verify (O-4)",
     "policy_get": "goclaw policy history (A-3)",
     "schedule_of": "what stands for a recurring task (Q-12)",
 }

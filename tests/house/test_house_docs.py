@@ -61,6 +61,7 @@ OF_NO_DAEMON = {
     "init": "makes a home before there is a daemon",
     "doctor": "looks at a home, whether a daemon holds it or not",
     "restore": "wants a home that no daemon holds",
+    "verify": "reads a home's database, whether a daemon holds it or not",
     "logs": "reads files of the home",
     "completion": "is text for a shell",
 }

@@ -176,6 +176,13 @@ class Example(Agent):
         except RequestError as error:
             await self.say(session_id, f"refused: {error}")
 
+    async def do_terminal(self, session_id: str, rest: str) -> None:
+        try:
+            await self.client.create_terminal(session_id=session_id, command="ls")
+            await self.say(session_id, "ok")
+        except RequestError as error:
+            await self.say(session_id, f"refused: {error}")
+
     async def do_fail(self, session_id: str, rest: str) -> None:
         raise RequestError(-32603, "it is broken")
 

@@ -257,6 +257,14 @@ def test_lines_that_are_no_message(home: Path, prompt: str, state: str, text: st
     assert (task["state"], text_of(task)) == (state, text)
 
 
+@pytest.mark.req("A-2")
+def test_terminals_are_refused_by_name(home: Path) -> None:
+    """It was told that there are none; who asks all the same gets an error and goes on."""
+    (task,), _ = asked(home, "terminal")
+    assert task["state"] == "SUCCEEDED"
+    assert text_of(task).startswith("refused: ")
+
+
 def test_a_flood_is_stopped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "AGENT_TURN_BYTES_MAX", 3_000_000)
     (task,), _ = asked(home, "flood")
@@ -270,9 +278,15 @@ def test_what_it_says_itself_is_a_failure(home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("no-such-program-here", "brain_failed"), ("true", "agent_gone")],
-)
-def test_a_program_that_is_no_agent(home: Path, command: str, code: str) -> None:
+    [("no-such-program-here", "brain_failed"), ("true", "agent_gone"),
+     ("sleep 1000", "agent_silent")],
+)  # fmt: skip
+def test_a_program_that_is_no_agent(
+    home: Path, command: str, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if code == "agent_silent":
+        monkeypatch.setattr(limits, "AGENT_START_MS_MAX", 300)
+
     async def run() -> dict[str, Any]:
         async with World(home, home / "none", brain=f"acp:{command}") as world:
             return await world.until((await world.prompt("hello")).task_id)
