@@ -189,6 +189,7 @@ DENIALS_JOIN_MS: Final = 1_000  # equal denials within it are one audit record w
 AUDIT_COUNT_MS: Final = 60_000  # what is allowed on the wire is counted, and recorded this often
 AUDIT_COUNTS_MAX: Final = 1_000  # different requests of one such record; the rest is one figure
 AUDIT_COPY_MS: Final = 5_000  # between two looks for records that audit.jsonl lacks
+AUDIT_PRUNE_MS: Final = 3_600_000  # between two looks for records beyond their retention
 AUDIT_LINE_BYTES_MAX: Final = 512 * KIB  # of audit.jsonl: labels, 64 roots, escapes
 AUDIT_FAULTS_MAX: Final = 100  # that are listed of one chain
 VERIFY_FAULTS_MAX: Final = 100  # that `goclaw verify` lists

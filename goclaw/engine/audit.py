@@ -34,6 +34,9 @@ _log = log.logger("engine.audit")
 
 _NUMBERS: Final = struct.Struct(">qq")
 _BEGIN: Final = bytes(32)
+_PRUNED: Final = "audit.pruned"
+_ANCHOR: Final = "audit_anchor"
+"""In ``meta``: number and link of the last record that went; a record of the chain vouches."""
 
 
 def link_of(before: bytes, seq: int, at_ms: int, record: bytes | str) -> bytes:
@@ -71,6 +74,7 @@ class Audit:
         self._stirred = asyncio.Event()
         self._copying: asyncio.Task[None] | None = None
         self._copied = 0
+        self._prune_due_ms = clock.mono_ms()
         self._turn = asyncio.Lock()
         self._closed = False
 
@@ -101,6 +105,9 @@ class Audit:
             self._stirred.clear()
             try:
                 await self.copied()
+                if self._clock.mono_ms() >= self._prune_due_ms:
+                    self._prune_due_ms = self._clock.mono_ms() + limits.AUDIT_PRUNE_MS
+                    await self.prune()
             except (GoclawError, OSError) as error:
                 _log.error("audit not copied", extra={"data": {"error": str(error)}})
 
@@ -120,6 +127,64 @@ class Audit:
         self._stirred.set()
         if self._copying is not None:
             await self._copying
+
+    # -- retention -----------------------------------------------------------------------------
+
+    async def prune(self) -> int:
+        """Forget the oldest records, those beyond AUDIT_RETENTION_MS, in the database and the file;
+        how many went. Again is fine, and takes up what a crash left.
+
+        With each lot a record commits that says which link the chain begins behind, so that what
+        is left is proved as before. A chain with a fault among the old ones keeps all of them:
+        they are the evidence.
+        """
+        gone = 0
+        cutoff_ms = self._clock.wall_ms() - limits.AUDIT_RETENTION_MS
+        while old := await self._old(cutoff_ms):
+            seq, at, _record, link = old[-1]
+            told = {
+                "type": _PRUNED, "upTo": seq, "link": link.hex(), "records": len(old),
+                "lastAt": rfc3339(at),
+            }  # fmt: skip
+            bind = self._database.bind
+            await self._database.apply(
+                bind("audit_prune", upto=seq),
+                bind("meta_put", key=_ANCHOR, value=f"{seq} {link.hex()}"),
+                bind("audit", record=orjson.dumps(told), now=self._clock.wall_ms()),
+            )
+            gone += len(old)
+        async with self._turn:
+            begin, _link = await self._anchor()
+            await _thread(_shorten, self._path, begin)
+        return gone
+
+    async def _old(self, cutoff_ms: int) -> list[tuple[Any, ...]]:
+        """The first records of the chain, as far as they are old, whole and not its last."""
+        seq, link = await self._anchor()
+        page = await self._database.read("audit_after", seq=seq, limit=limits.READ_ROWS_MAX)
+        old: list[tuple[Any, ...]] = []
+        for row in page[:-1]:
+            number, at, record, own = row
+            if at >= cutoff_ms:
+                break
+            seq += 1
+            if number != seq or link_of(link, number, at, record) != own:
+                _log.error("audit not pruned: a fault", extra={"data": {"record": number}})
+                return []
+            link = own
+            old.append(row)
+        return old
+
+    async def _anchor(self) -> tuple[int, bytes]:
+        """Number and link of the last record that went; zeros while none has."""
+        found = await self._database.read("meta_get", key=_ANCHOR)
+        if not found:
+            return 0, _BEGIN
+        seq, _, link = str(found[0][0]).partition(" ")
+        try:
+            return int(seq), bytes.fromhex(link)
+        except ValueError:
+            return 0, _BEGIN  # somebody wrote it who is not us: the walk will tell
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -142,13 +207,17 @@ class Audit:
 
     async def verify(self) -> Found:
         """Walk the chain from its beginning, and the file beside it; any record that was removed,
-        changed or moved is a fault. Changes nothing."""
+        changed or moved is a fault. Where old records went, it begins behind them, and one of those
+        that are left must say so. Changes nothing."""
         await self.copied()
         # Both may grow meanwhile; the file is never shorter than what has been copied.
         faults: list[Fault] = []
         lines = _lines(self._path)
-        seq, link, count = 0, _BEGIN, 0
+        begin = seq, link = await self._anchor()
+        count, is_told = 0, begin == (0, _BEGIN)
         line: tuple[int, bytes] | None = await _thread(next, lines, None)
+        while line is not None and 0 < line[0] <= seq:  # a crash came before the file was shortened
+            line = await _thread(next, lines, None)
         async for row in self._rows():
             number, at, record, own = row
             count += 1
@@ -159,7 +228,10 @@ class Audit:
                     Fault(number, "database", "it was changed, or another one moved here")
                 )
             seq, link = number, own
+            is_told = is_told or _tells_of(record, begin)
             line = await self._beside(row, line, lines, faults)
+        if not is_told:
+            faults.insert(0, Fault(begin[0], "database", "no record says that those up to it went"))
         head_seq, head_link = (await self._database.read("audit_head"))[0]
         if (seq, link) != (head_seq, head_link):
             gap = "it is not the last that was written"
@@ -207,6 +279,16 @@ class Audit:
                 return
 
 
+def _tells_of(record: bytes | str, begin: tuple[int, bytes]) -> bool:
+    if _PRUNED not in str(record):
+        return False
+    try:
+        told = orjson.loads(record)
+        return (told["type"], told["upTo"], told["link"]) == (_PRUNED, begin[0], begin[1].hex())
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return False
+
+
 def _gap(first: int, last: int) -> str:
     if last < first:
         return "its number stands where another should"
@@ -229,6 +311,23 @@ def _append(path: Path, lines: bytes) -> None:
             lines = lines[os.write(descriptor, lines) :]
     finally:
         os.close(descriptor)
+
+
+def _shorten(path: Path, begin: int) -> None:
+    """Leave out the lines up to that number; an unreadable one stays, and is a fault."""
+    lines = _lines(path)
+    first = next(lines, None)
+    if first is None or not 0 < first[0] <= begin:
+        lines.close()
+        return
+    left = path.with_suffix(".left")
+    left.unlink(missing_ok=True)
+    descriptor = open_to_append(left)
+    with open(descriptor, "wb") as file:
+        file.writelines(line for seq, line in lines if not 0 < seq <= begin)
+        file.flush()
+        os.fsync(descriptor)
+    left.replace(path)
 
 
 def _last_line(path: Path) -> tuple[int, str]:

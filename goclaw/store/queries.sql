@@ -1285,6 +1285,12 @@ VALUES (:tid, :name, :payload, :now, :answer);
 <<event 1 | 'signal.received' | json_object('name', :name)>>
 <<requeue state = 'SUSPENDED' AND reason = 'signal:' || :name | 'signal'>>
 
+-- program: audit_prune upto
+-- The oldest records go; what they leave is told in the chain by whoever calls this (A-8).
+-- returns: upto
+-- step: run
+DELETE FROM audit WHERE seq <= :upto;
+
 -- program: audit record now
 -- One record of the audit chain; commits with what it allows (A-8).
 -- returns: seq

@@ -80,6 +80,7 @@ OWN = {
     "core/processes.py:_stat": "/proc of a child",
     "engine/audit.py:_append": "logs/audit.jsonl",
     "engine/audit.py:_last_line": "logs/audit.jsonl",
+    "engine/audit.py:_shorten": "logs/audit.jsonl",
     "engine/audit.py:_lines": "logs/audit.jsonl",
     "gateway/descent.py:_descriptors": "/proc of a peer",
     "gateway/descent.py:_parents": "/proc of a peer",

@@ -15,6 +15,7 @@ from roof_support import World as Roof
 from roof_support import world as roof
 from wire_support import House, Lines, text, wire
 
+from goclaw.core import limits
 from goclaw.core.decisions import Context, Decision, Origin, Subject, SubjectKind, Verdict
 from goclaw.engine.audit import Audit, link_of
 
@@ -188,6 +189,161 @@ def test_the_chain_holds_after_a_kill(point: str, home: Path, sink: Path) -> Non
             rows = await world.database.read("audit_after", seq=0, limit=100)
             actions = [json.loads(row[2])["action"] for row in rows]
             assert ("tool.call" in actions) == (point != "before_intent")
+
+    asyncio.run(body())
+
+
+# -- retention -------------------------------------------------------------------------------------
+
+
+class Later:
+    """The clock, so many milliseconds on; it stands still."""
+
+    def __init__(self, world: World, on_ms: int = 0) -> None:
+        self._wall_ms, self._mono_ms = world.clock.wall_ms() + on_ms, world.clock.mono_ms()
+
+    def wall_ms(self) -> int:
+        return self._wall_ms
+
+    def mono_ms(self) -> int:
+        return self._mono_ms
+
+
+def audit_of(world: World, home: Path, on_ms: int = 0) -> Audit:
+    audit = Audit(world.database, Later(world, on_ms), home / "audit.jsonl")  # type: ignore[arg-type]
+    audit._prune_due_ms = 1 << 62  # when the test says
+    return audit
+
+
+async def written(world: World, home: Path, count: int = 9) -> None:
+    """The file is written like the daemon's: where it ends, it goes on."""
+    audit = audit_of(world, home)
+    await audit.start()
+    for number in range(count):
+        await world.engine.audit(decision(number))
+    await audit.close()
+
+
+OLD_MS = limits.AUDIT_RETENTION_MS + 60_000
+
+
+@pytest.mark.req("S-5")
+def test_what_is_old_goes_and_the_rest_is_proved_as_before(home: Path, sink: Path) -> None:
+    async def body() -> None:
+        async with World(home, sink, open_lanes=False) as world:
+            await written(world, home)
+            assert await audit_of(world, home).prune() == 0
+            assert (await audit_of(world, home).verify()).records == 9
+            later = audit_of(world, home, OLD_MS)
+            assert await later.prune() == 9
+            assert await later.prune() == 0
+            found = await later.verify()
+            assert (found.records, found.faults) == (2, [])
+            rows = await world.database.read("audit_after", seq=0, limit=100)
+            told = [json.loads(row[2]) for row in rows]
+            assert [(one["type"], one["upTo"], one["records"]) for one in told] == [
+                ("audit.pruned", 8, 8), ("audit.pruned", 9, 1),
+            ]  # fmt: skip
+            lines = (home / "audit.jsonl").read_text().splitlines()
+            assert [json.loads(line)["seq"] for line in lines] == [10, 11]
+            assert (home / "audit.jsonl").stat().st_mode & 0o777 == 0o600
+            # what comes after goes on in the same chain
+            await written(world, home, 3)
+        async with World(home, sink, open_lanes=False) as world:
+            audit = audit_of(world, home)
+            await audit.start()
+            await audit.close()
+            found = await audit.verify()
+            assert (found.records, found.faults) == (5, [])
+            assert not list(home.glob("audit-*.jsonl")), "the file is of this chain"
+
+    asyncio.run(body())
+
+
+@pytest.mark.req("S-5")
+def test_many_old_records_go_in_lots(home: Path, sink: Path) -> None:
+    async def body() -> None:
+        async with World(home, sink, open_lanes=False) as world:
+            await written(world, home, 2 * limits.READ_ROWS_MAX + 5)
+            later = audit_of(world, home, OLD_MS)
+            assert await later.prune() == 2 * limits.READ_ROWS_MAX + 5
+            assert (await later.verify()).faults == []
+
+    asyncio.run(body())
+
+
+@pytest.mark.req("S-5")
+def test_a_crash_before_the_file_is_shortened_leaves_no_fault(
+    home: Path, sink: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        async with World(home, sink, open_lanes=False) as world:
+            await written(world, home)
+            with monkeypatch.context() as broken:
+                broken.setattr("goclaw.engine.audit._shorten", lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    await audit_of(world, home, OLD_MS).prune()
+            again = audit_of(world, home, OLD_MS)
+            assert (await again.verify()).faults == []
+            assert (home / "audit.jsonl").read_text().count("\n") == 11
+            await again.prune()
+            assert (await again.verify()).faults == []
+            assert (home / "audit.jsonl").read_text().count("\n") == 2
+
+    asyncio.run(body())
+
+
+def anchored_at(seq: int) -> str:
+    return (
+        f"DELETE FROM audit WHERE seq <= {seq};"
+        f"INSERT INTO meta (key, value) SELECT 'audit_anchor', '{seq} ' || lower(hex(link))"
+        f" FROM gone"
+    )
+
+
+PRUNED_BY_OTHERS = {
+    "a beginning that nobody told of": (
+        "CREATE TEMP TABLE gone AS SELECT link FROM audit WHERE seq = 4;" + anchored_at(4), 4,
+    ),
+    "more than was told": (
+        "UPDATE meta SET value = '10 ' || (SELECT lower(hex(link)) FROM audit WHERE seq = 10)"
+        " WHERE key = 'audit_anchor'; DELETE FROM audit WHERE seq <= 10", 10,
+    ),
+    "the anchor taken away": ("DELETE FROM meta WHERE key = 'audit_anchor'", 1),
+    "the anchor unreadable": ("UPDATE meta SET value = 'no' WHERE key = 'audit_anchor'", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", PRUNED_BY_OTHERS)
+def test_a_beginning_cut_off_by_others_is_found(how: str, home: Path, sink: Path) -> None:
+    statement, seq = PRUNED_BY_OTHERS[how]
+
+    async def body() -> None:
+        async with World(home, sink, open_lanes=False) as world:
+            await written(world, home)
+            if "nobody" not in how:
+                await audit_of(world, home, OLD_MS).prune()
+                await written(world, home, 3)
+        connection = apsw.Connection(str(home / "goclaw.db"))
+        connection.execute(statement)
+        connection.close()
+        async with World(home, sink, open_lanes=False) as world:
+            faults = (await audit_of(world, home).verify()).faults
+            assert seq in {fault.seq for fault in faults}, faults
+
+    asyncio.run(body())
+
+
+def test_a_chain_with_a_fault_is_kept_as_it_is(home: Path, sink: Path) -> None:
+    async def body() -> None:
+        async with World(home, sink, open_lanes=False) as world:
+            await written(world, home)
+        connection = apsw.Connection(str(home / "goclaw.db"))
+        connection.execute("UPDATE audit SET record = replace(record, 'deny', 'allow') WHERE seq=5")
+        connection.close()
+        async with World(home, sink, open_lanes=False) as world:
+            assert await audit_of(world, home, OLD_MS).prune() == 0
+            assert (await audit_of(world, home).verify()).faults[0].seq == 5
 
     asyncio.run(body())
 
