@@ -230,7 +230,11 @@ class Redactor:
                 needles.setdefault(form, (reference, True))
         # the longest first: where one value holds another, the longer one is named
         self._needles = tuple(sorted(needles.items(), key=lambda item: -len(item[0])))
-        self._shortest = min(map(len, needles), default=0)
+        # an escape matters when what it stands for is part of one; \u may stand for anything
+        letters = frozenset(b"".join(needles))
+        self._escapes = (
+            b"\\u", *(b"\\%c" % name for name, letter in _NAMED.items() if letter in letters),
+        )  # fmt: skip
 
     @property
     def counts(self) -> dict[str, int]:
@@ -279,11 +283,18 @@ class Redactor:
         return kept
 
     def _may_hold(self, data: bytes) -> bool:
-        """Quick: False for a text without any of them and without anything to resolve."""
+        """Quick: False for a text without any of them and without an escape that could be of one.
+        JSON in JSON is no exception: what becomes such an escape has its two letters already."""
         for needle, _found in self._needles:
             if needle in data:
                 return True
-        return b"\\" in data or b"%" in data or b"\x1b" in data or b"\xc2\x9b" in data
+        if b"\\" in data:
+            for escape in self._escapes:
+                if escape in data:
+                    return True
+        if b"\x1b" in data or b"\xc2\x9b" in data:
+            return True
+        return b"%" in data and _PERCENT.search(data) is not None
 
     def _without_registered(self, data: bytes) -> bytes:
         if not self._may_hold(data):

@@ -85,6 +85,49 @@ def test_a_stream_says_what_the_whole_text_says_however_it_is_cut(
         assert form not in said
 
 
+ODD = [
+    'qu"ote-1234',
+    "back\\slash-99",
+    "slash/77-key",
+    "line\nend-88-x",
+    "plainKey1234",
+    "t\tab-55555",
+]
+
+
+@settings(max_examples=150)
+@given(
+    value=st.sampled_from(ODD),
+    levels=st.integers(0, 3),
+    before=st.lists(
+        st.sampled_from(["\n", '"', "\\", "/", "\t", "%", "100% ", "\x1b[0m", "é", "a"])
+    ),
+    seed=st.integers(),
+)
+def test_no_text_that_holds_one_is_passed_over(
+    value: str, levels: int, before: list[str], seed: int
+) -> None:
+    """The quick look says no only where the whole search would find nothing."""
+    redactor = Redactor([Registered("x", "fedcba987654", value)])
+    chance = random.Random(seed)
+    text = "".join(before) + chance.choice(["", *every_form(value, chance)]) + "".join(before)
+    for _ in range(levels):
+        text = json.dumps(text, ensure_ascii=chance.random() < 0.5)
+        if chance.random() < 0.3:
+            text = text.replace("/", "\\/")
+    data = text.encode()
+    assert redactor._may_hold(data) or not redactor._spans(data), text
+
+
+def test_ordinary_json_is_passed_over() -> None:
+    """Line ends, quotes and signs of percent in it are no reason to look twice."""
+    redactor = Redactor([Registered("x", "fedcba987654", "plainKey1234")])
+    said = json.dumps({"text": 'a "quoted"\n\tline, 100% of it'}).encode()
+    assert not redactor._may_hold(said)
+    for escaped in (b"\\u0070", b"%70", b"\x1b[0m", "\x9b0m".encode()):
+        assert redactor._may_hold(said + escaped)
+
+
 def test_what_cannot_become_a_secret_is_not_held_back() -> None:
     stream = REDACTOR.stream()
     assert stream.feed("hello ") == "hello "
