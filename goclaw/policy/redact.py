@@ -311,7 +311,8 @@ class Redactor:
         cleaned = b"".join([*parts, data[last:]])
         if _is_json(data) and not _is_json(cleaned):
             # a number, or a value across JSON's own signs
-            cleaned = json.dumps(self._walked(json.loads(data)), ensure_ascii=False).encode()
+            found = json.loads(data, parse_int=_Number, parse_float=_Number)
+            cleaned = json.dumps(self._walked(found), ensure_ascii=False).encode()
         return cleaned
 
     def _walked(self, value: Any) -> Any:
@@ -319,12 +320,11 @@ class Redactor:
             return {self.text(name): self._walked(item) for name, item in value.items()}
         if isinstance(value, list):
             return [self._walked(item) for item in value]
+        if isinstance(value, _Number):
+            spans = self._spans(value.encode())
+            return spans[0][2].decode() if spans else json.loads(value)
         if isinstance(value, str):
             return self.text(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            said = str(value).encode()
-            spans = self._spans(said)
-            return spans[0][2].decode() if spans else value
         return value
 
     # -- kinds ---------------------------------------------------------------------------------
@@ -415,10 +415,19 @@ def _token_end(data: bytes, end: int) -> int:
 
 def _is_json(data: bytes) -> bool:
     try:
-        json.loads(data)
+        json.loads(data, parse_constant=_no_json)
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _no_json(word: str) -> None:
+    """NaN and Infinity, which Python would take."""
+    raise ValueError(word)
+
+
+class _Number(str):
+    """A number of JSON as it is written: 1.50 is a secret that 1.5 is not."""
 
 
 class Stream:

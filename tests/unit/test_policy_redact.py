@@ -181,6 +181,20 @@ def test_a_value_that_looks_like_json_breaks_none(value: str) -> None:
         json.loads(redactor.data(text.encode()))
 
 
+@pytest.mark.parametrize(
+    "value", ["Infinity", "-Infinity", "12345678", "-1234567.50", "1234567.890e+00", "0.00010000"]
+)
+def test_a_value_that_is_a_number_is_found_as_it_is_written(value: str) -> None:
+    redactor = Redactor([Registered("x", "fedcba987654", value)])
+    for text in (value, f"[1, {value}]", f'{{"a": {value}, "b": 1.50}}', f'"{value}"'):
+        cleaned = redactor.text(text)
+        assert value not in cleaned, text
+        assert "secret:x#fedcba987654" in cleaned, text
+        if "Infinity" not in text:
+            json.loads(cleaned)
+    assert redactor.text("1.50") == "1.50"
+
+
 def test_the_reference_names_the_secret_and_its_value_and_is_left_alone() -> None:
     assert REDACTOR.text(f"a {VALUE} b") == f"a {REFERENCE} b"
     assert references(f"a {REFERENCE}, secret:other and secret:~jwt") == [
