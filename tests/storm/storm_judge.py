@@ -23,7 +23,7 @@ __all__ = ["AT_ONCE", "Operation", "judge", "operations", "read", "redriven"]
 AT_ONCE = 6
 """As many attempts as the gate of the workers' pool lets in."""
 CLOCKS_S = 0.1  # a deadline is wall time, a diary is not
-LATE_S = 20  # a daemon that has just come back looks at its deadlines within that
+LATE_S = 10  # daemons that were ready for that long in all have looked at their deadlines
 
 
 @dataclass
@@ -189,10 +189,20 @@ def _deadlines(by: dict[str, list[Operation]]) -> Iterator[str]:
                 yield f"{task} failed before its deadline"
             elif (
                 deadline is not None
-                and deadline + LATE_S < final.asked
                 and stands["state"] not in TERMINAL
+                and _ready_s(by, deadline, final.asked) > LATE_S
             ):
                 yield f"{task} outlived its deadline"
+
+
+def _ready_s(by: dict[str, list[Operation]], since: float, until: float) -> float:
+    """For how long of that time there was a daemon; its starts may take longer than it lives."""
+    ends = sorted(one.asked for one in by["end"])
+    found = 0.0
+    for boot in by["boot"]:
+        end = next((at for at in ends if at > boot.asked), math.inf)
+        found += max(0.0, min(end, until) - max(boot.asked, since))
+    return found
 
 
 def _stale(by: dict[str, list[Operation]], claims: list[Operation]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+import zlib
 from importlib import resources
 from typing import Any
 
@@ -49,13 +50,17 @@ def event_dropped() -> None:
     """One event in 500 never reaches anybody who follows live."""
     from goclaw.engine import hub
 
-    publish = hub.Hub.publish
+    read = hub.Hub.read_warm
 
-    def losing(self: Any, events: list[Any]) -> None:
-        # By their ids: few daemons live long enough to see 500. The first sessions lose late ones.
-        publish(self, [event for event in events if (83 * event[0] + event[1]) % 500 != 499])
+    def losing(self: Any, *where: Any, lines: bool) -> tuple[bytes, int] | None:
+        # Behind the ring, which takes no hole; drawn from what they say, as no daemon lives long.
+        found = read(self, *where, lines=lines)
+        if found is None or not lines:
+            return found
+        kept = [line for line in found[0].splitlines(keepends=True) if zlib.crc32(line) % 500]
+        return b"".join(kept), found[1]
 
-    hub.Hub.publish = losing  # type: ignore[method-assign]
+    hub.Hub.read_warm = losing  # type: ignore[method-assign]
 
 
 def flush_skipped() -> None:

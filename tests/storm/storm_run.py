@@ -102,6 +102,7 @@ class Storm:
 
     def end(self, number: int) -> None:
         assert self.daemon is not None
+        self.diary.fact("end")
         self.daemon.send_signal(number)
         try:
             code = self.daemon.wait(60)

@@ -85,6 +85,7 @@ def history() -> list[dict[str, Any]]:
         "result": result,
     }  # fmt: skip
     edges = [
+        edge(30, 0, "ok", "boot", epoch="e"),
         *done(1, 0, "enqueue", key="k", task="a", deadline=20),
         *done(2, 2, "claim", task="a", attempt=1, token="T1", ttl=10),
         edge(3, 3, "ok", "effect", idem="i", task="a", attempt=1),
@@ -222,6 +223,14 @@ CRIMES: dict[Callable[[list[dict[str, Any]]], None], str] = {
 
 def test_a_lawful_history_is_left_alone() -> None:
     assert judge(history()) == []
+
+
+def test_a_deadline_waits_for_a_daemon() -> None:
+    """One that passed while the next daemon was on its way has not been outlived yet."""
+    edges = history()
+    ageless(edges)
+    edges += [edge(31, 21, "ok", "end"), edge(32, 49, "ok", "boot", epoch="f")]
+    assert not any("outlived" in line for line in judge(sorted(edges, key=lambda one: one["t"])))
 
 
 @pytest.mark.parametrize("crime", CRIMES, ids=lambda crime: crime.__name__)
