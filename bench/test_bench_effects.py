@@ -75,7 +75,7 @@ def effects(home: Path, attempts: int, *, fenced: bool) -> tuple[list[float], fl
             daemon_boot="bench", policy_version=lambda: "bench",
         )  # fmt: skip
         if not fenced:
-            database.fence.note = unnoted  # type: ignore[method-assign]
+            database.fence.note = unnoted  # type: ignore[assignment, method-assign]
         await engine.start()
         session = await engine.intake.create_session(
             cwd="/", roots=["/"], brain="direct", interactive=False

@@ -24,11 +24,11 @@ from goclaw.engine import Engine
 from goclaw.store import open_database, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Set
+    from collections.abc import Awaitable, Callable, Coroutine, MutableSet
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from goclaw.core.records import Accepted, Attempt, Outcome, Session
+    from goclaw.core.records import Accepted, Attempt, Outcome, Runner, Session
 
 T = TypeVar("T")
 
@@ -180,10 +180,10 @@ class World:
         self,
         home: Path,
         clock: VirtualClock,
-        plays: Plays,
+        plays: Runner,
         *,
         boot: str = "daemon",
-        only_sids: Set[int] | None = None,
+        only_sids: MutableSet[int] | None = None,
         ring: dict[str, int] | None = None,
         **queue: Any,
     ) -> None:

@@ -18,7 +18,7 @@ import orjson
 
 from goclaw.core import limits
 from goclaw.core.states import TERMINAL, may
-from goclaw.store import database, queries
+from goclaw.store import database, queries, schema
 
 CATALOGUE = queries.load()
 PROGRAMS = list(CATALOGUE.programs.values())
@@ -41,12 +41,12 @@ def _template() -> bytes:
     """A migrated file, made once: its flushes are the slow part of a small test."""
     with tempfile.TemporaryDirectory() as folder:
         database.open_database(Path(folder)).close()
-        return (Path(folder) / database.NAME).read_bytes()
+        return (Path(folder) / schema.NAME).read_bytes()
 
 
 def fresh(folder: Path) -> Path:
     """A migrated database file that nobody holds."""
-    path = folder / database.NAME
+    path = folder / schema.NAME
     path.write_bytes(_template())
     return path
 
@@ -314,7 +314,7 @@ def _sessions(connection: apsw.Connection) -> None:
 def claimable(connection: apsw.Connection) -> dict[tuple[int, int], set[int]]:
     """By brute force: which tasks of which line may be claimed now, gates aside (Q-9, Q-17)."""
     found: dict[tuple[int, int], set[int]] = {}
-    turns = dict(connection.execute("SELECT sid, turn FROM sessions").fetchall())
+    turns = {row[0]: row[1] for row in connection.execute("SELECT sid, turn FROM sessions")}
     for sid, line, tid in connection.execute(
         "SELECT sid, line, tid FROM tasks WHERE state = 'QUEUED' AND held = 0 ORDER BY seq, tid"
     ):
@@ -333,12 +333,12 @@ def _ready(connection: apsw.Connection) -> None:
     """The ready index holds the claimable head of each line that has one, and nothing else; behind
     a gate it stands outside."""
     ready = claimable(connection)
-    heads = connection.execute(
+    heads: list[tuple[Any, ...]] = connection.execute(
         "SELECT h.sid, h.line, h.tid, h.pool = t.pool, h.rank = t.rank, h.interactive = "
         "(t.kind = 'prompt'), h.gate IS NULL OR h.gate = t.wid FROM heads AS h "
         "JOIN tasks AS t ON t.tid = h.tid"
     ).fetchall()
-    stalled = connection.execute(
+    stalled: list[tuple[Any, ...]] = connection.execute(
         "SELECT g.sid, g.line, g.tid, g.wid = t.wid, w.gated = 1, 1, 1 FROM stalled AS g "
         "JOIN tasks AS t ON t.tid = g.tid JOIN works AS w ON w.wid = g.wid"
     ).fetchall()

@@ -25,7 +25,13 @@ from goclaw.core.home import Home
 from goclaw.protocol.lines import LineSplitter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Sequence,
+    )
     from pathlib import Path
     from types import TracebackType
 
@@ -408,7 +414,7 @@ class Client:
 
     async def subscribe(
         self, session: str, from_event: int | None = None, *, latest: bool = False
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Events after ``from_event`` and then as they happen, for ever, over daemon restarts.
 
         ReplayGap when ``from_event`` is no longer kept. One at a time per session. ``latest``: of

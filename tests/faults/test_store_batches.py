@@ -115,7 +115,7 @@ def test_one_that_fails_undoes_nothing_but_itself(store: support.Store, kind: st
     code, parts_of = FAILURES[kind]
     live = three_live_tasks(store)
     before = dict(support.rows(store.path, "SELECT sid, head FROM sessions"))
-    expected = []
+    expected: list[bytes | None] = []
     for number in range(SIZE):
         sid, tid, token = live[number % 3]
         if number == at:

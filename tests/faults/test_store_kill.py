@@ -8,13 +8,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import store_support as support
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 KILLS = int(os.environ.get("GOCLAW_KILL_ROUNDS", "44"))  # .ci/soak asks for more
 OPEN_LEASES_MIN = 20
@@ -107,7 +103,7 @@ def read_until_death(child: subprocess.Popen[bytes], lines: int, spins: int) -> 
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
+def path(tmp_path: Path) -> Path:
     path = support.fresh(tmp_path)
     store = support.Store(path, "native")
     for _ in range(5):

@@ -575,7 +575,9 @@ def incomplete_errors(tree: Iterable[Source], needs: Mapping[str, Sequence[str]]
                 if keyword.arg is not None:
                     given.add(keyword.arg)
                 elif isinstance(keyword.value, ast.Dict):
-                    given |= {k.value for k in keyword.value.keys if isinstance(k, ast.Constant)}
+                    given |= {
+                        str(k.value) for k in keyword.value.keys if isinstance(k, ast.Constant)
+                    }
                 else:
                     opaque = True  # **data: the tests of that method look at it
             missing = [] if opaque else sorted(set(needs[name]) - given)

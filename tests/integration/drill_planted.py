@@ -19,7 +19,7 @@ from goclaw.store import database_files
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from goclaw.core.records import Task, Tool
+    from goclaw.core.records import Tool
 
 
 class RepeatingTools(SinkTools):
@@ -41,10 +41,11 @@ def main(fault: str, folder: Path) -> int:
             tools = RepeatingTools(Sink(folder / SINK))
             key_of = effects.effect_key
 
-            def another(task: Task, *rest: Any) -> str:
+            def another(task: Any, *rest: Any) -> str:
                 return f"{key_of(task, *rest)}.{task.attempt}"
 
-            effects.effect_key = another  # what has a key gets another one at each attempt
+            # What has a key gets another one at each attempt.
+            effects.effect_key = another  # type: ignore[assignment]
         case "lose":
             for file in database_files(folder / HOME):
                 file.unlink(missing_ok=True)

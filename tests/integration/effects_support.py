@@ -250,9 +250,7 @@ class World:
         quick = {"backoff_ms_min": 1, "backoff_ms_max": 5, **queue}
         self._config = dataclasses.replace(config, queue=dataclasses.replace(config.queue, **quick))
 
-    def _names(
-        self, _version: str | None, subject: Subject, context: Context, place: Address
-    ) -> bool:
+    def _names(self, version: str, subject: Subject, context: Context, place: Address) -> bool:
         now = self.clock.wall_ms()
         return egress.names(self.policy, place, subject=subject, context=context, at_ms=now)
 

@@ -151,7 +151,7 @@ def lying(*answers: str) -> Resolve:
     """A resolver that answers each question with the next of its addresses, the last for ever."""
     left = list(answers)
 
-    async def resolve(_name: str) -> tuple[Address, ...]:
+    async def resolve(name: str) -> tuple[Address, ...]:
         answer = left.pop(0) if len(left) > 1 else left[0]
         return tuple(ipaddress.ip_address(one) for one in answer.split())
 

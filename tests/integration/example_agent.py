@@ -52,6 +52,8 @@ def text(words: str) -> TextContentBlock:
 
 
 class Example(Agent):
+    """Leaves out what it cannot, and takes no notice of what it does not know."""
+
     def __init__(self) -> None:
         self.client: Any = None
         self.cancelled = asyncio.Event()
@@ -59,19 +61,25 @@ class Example(Agent):
     def on_connect(self, conn: Any) -> None:
         self.client = conn
 
-    async def initialize(self, protocol_version: int, **rest: Any) -> InitializeResponse:
+    async def initialize(  # type: ignore[override]
+        self, protocol_version: int, **rest: Any
+    ) -> InitializeResponse:
         note(f"start home={os.environ.get('GOCLAW_HOME')} argv={sys.argv[1:]}")
         able = AgentCapabilities(load_session=SESSIONS is not None)
         return InitializeResponse(protocol_version=1, agent_capabilities=able)
 
-    async def new_session(self, cwd: str, **rest: Any) -> NewSessionResponse:
+    async def new_session(  # type: ignore[override]
+        self, cwd: str, **rest: Any
+    ) -> NewSessionResponse:
         session_id = uuid.uuid4().hex
         note(f"new {session_id}")
         if SESSIONS:
             Path(SESSIONS, session_id).touch()
         return NewSessionResponse(session_id=session_id)
 
-    async def load_session(self, cwd: str, session_id: str, **rest: Any) -> LoadSessionResponse:
+    async def load_session(  # type: ignore[override]
+        self, cwd: str, session_id: str, **rest: Any
+    ) -> LoadSessionResponse:
         if not SESSIONS or not Path(SESSIONS, session_id).exists():
             raise RequestError(-32002, "Resource not found")
         note(f"load {session_id}")
@@ -188,4 +196,4 @@ class Example(Agent):
 
 
 if __name__ == "__main__":
-    asyncio.run(run_agent(Example()))
+    asyncio.run(run_agent(Example()))  # type: ignore[abstract]

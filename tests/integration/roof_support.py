@@ -59,9 +59,11 @@ class World:
             assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
         return done
 
-    def lines(self, *words: str, code: int | None = 0, **environ: str) -> list[dict[str, Any]]:
+    def lines(
+        self, *words: str, code: int | None = 0, cwd: Path | None = None, **environ: Any
+    ) -> list[dict[str, Any]]:
         """The objects that a command prints with --json."""
-        done = self.goclaw(*words, "--json", code=code, **environ)
+        done = self.goclaw(*words, "--json", code=code, cwd=cwd, **environ)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def popen(self, *words: str, **options: Any) -> subprocess.Popen[str]:

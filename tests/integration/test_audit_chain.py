@@ -42,7 +42,7 @@ def sink(home: Path) -> Iterator[Path]:
 
 
 def audited(
-    home: Path, sink: Path, tamper: Callable[[apsw.Connection, Path], None] | None = None,
+    home: Path, sink: Path, tamper: Callable[[apsw.Connection, Path], object] | None = None,
     count: int = 9,
 ) -> Any:  # fmt: skip
     """``count`` records are written, a life ends, somebody has their way, another life looks."""
@@ -75,8 +75,8 @@ def rewrite(path: Path, change: Callable[[list[str]], list[str]]) -> None:
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
 
 
-def sql(statement: str) -> Callable[[apsw.Connection, Path], None]:
-    return lambda connection, _file: connection.execute(statement) and None
+def sql(statement: str) -> Callable[[apsw.Connection, Path], object]:
+    return lambda connection, _file: connection.execute(statement).fetchall()
 
 
 def both(connection: apsw.Connection, file: Path) -> None:
@@ -92,7 +92,7 @@ CREATE TEMP TABLE two AS SELECT seq, at, record, link FROM audit WHERE seq IN (3
 UPDATE audit SET (at, record, link) = (SELECT at, record, link FROM two WHERE seq = 9 - audit.seq)
  WHERE seq IN (3, 6);
 """
-TAMPERED: dict[str, tuple[Callable[[apsw.Connection, Path], None], int]] = {
+TAMPERED: dict[str, tuple[Callable[[apsw.Connection, Path], object], int]] = {
     "removed": (sql("DELETE FROM audit WHERE seq = 4"), 4),
     "the first removed": (sql("DELETE FROM audit WHERE seq = 1"), 1),
     "the last removed": (sql("DELETE FROM audit WHERE seq = 9"), 9),

@@ -20,7 +20,8 @@ from effects_support import ask_sink, sink_process, submit
 from roof_support import World, world
 
 import goclaw
-from goclaw.core.errors import DatabaseRefused
+from goclaw.core import limits
+from goclaw.core.errors import DatabaseRefused, StorageFailed
 from goclaw.core.home import Home
 from goclaw.ops import backup as ops
 from goclaw.store import database_files
@@ -28,7 +29,7 @@ from goclaw.store.copies import finish_replacement
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.req("S-4")
@@ -254,7 +255,7 @@ def signed_damage(folder: Path) -> None:
     resign(folder)
 
 
-DAMAGE = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (lambda folder: flip(folder / "goclaw.db", 5000), "not what was backed up"),
     "a missing file": (lambda folder: (folder / "goclaw.db").unlink(), "cannot be read"),
     "a changed setting": (
@@ -315,8 +316,8 @@ def test_a_full_disk_leaves_nothing(place: World, monkeypatch: pytest.MonkeyPatc
     one_backup(place)
     home = place.home
     before = {path.name for path in home.backups.iterdir()}
-    monkeypatch.setattr(ops.limits, "BACKUP_ROOM_BYTES", 1 << 60)
-    with pytest.raises(ops.StorageFailed, match="Make room"):
+    monkeypatch.setattr(limits, "BACKUP_ROOM_BYTES", 1 << 60)
+    with pytest.raises(StorageFailed, match="Make room"):
         ops.create(home, 5_000)
     assert {path.name for path in home.backups.iterdir()} == before
 

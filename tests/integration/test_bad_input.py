@@ -175,8 +175,8 @@ def test_a_present_directory_that_is_no_text_is_exit_2(place: World) -> None:
     ):
         told = sentence(place.goclaw(*words, code=2, cwd=here).stderr)
         assert "is not UTF-8 text" in told
-    for words in (("run", "x"), ("serve",), ("status",)):
-        told = sentence(place.goclaw(*words, "--home", "h", code=3, cwd=here).stderr)
+    for verb in (("run", "x"), ("serve",), ("status",)):
+        told = sentence(place.goclaw(*verb, "--home", "h", code=3, cwd=here).stderr)
         assert "is not UTF-8 text" in told
     assert list(here.iterdir()) == []
     place.goclaw("task", "list", cwd=here)

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 STEPS = 10
 CLASSES = ("keyed", "irreversible", "pure", "probeable", "irreversible")
 TOOLS = [CLASSES[number % len(CLASSES)] for number in range(STEPS - 1)]
-REPLIES = [
+REPLIES: list[dict[str, Any]] = [
     *({"text": f"{n} ", "calls": [call(kind, n=n)]} for n, kind in enumerate(TOOLS)),
     {"text": "end"},
 ]
-TEXT = "".join(reply["text"] for reply in REPLIES)
+TEXT = "".join(str(reply["text"]) for reply in REPLIES)
 JOB: dict[str, Any] = {"prompt": "go", "brain": "model"}
 POINTS = ("before_commit", "after_commit")
 SAMPLE = 7
@@ -58,7 +58,7 @@ def judge(server: Server, sink: Path, statuses: list[str], made: list[tuple[str,
     """Every answer was asked for once, but for the one in flight; the extra questions."""
     asked = server.report()["asked"]
     assert len(asked) == STEPS
-    extra = sum(asked.values()) - STEPS
+    extra: int = sum(asked.values()) - STEPS
     assert extra in (0, 1), asked
     happened = asyncio.run(ask_sink(sink, {"op": "report"}))
     again = 0

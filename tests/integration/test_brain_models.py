@@ -148,7 +148,9 @@ def test_what_does_not_fit_stays_out_by_name(home: Path) -> None:
     async def run(server: Server) -> None:
         configure(home, server.url, "context_tokens = 8000")
         async with World(home, home / "none", brain="model") as world:
-            for number in range(4):
+            accepted = await world.prompt(f"0 {long}", key="0")
+            assert (await world.until(accepted.task_id))["state"] == "SUCCEEDED"
+            for number in range(1, 4):
                 accepted = await world.prompt(f"{number} {long}", key=str(number))
                 task = await world.until(accepted.task_id)
                 assert task["state"] == "SUCCEEDED", task["error"]

@@ -67,7 +67,7 @@ def follow(place: Place, task_id: str, *states: str) -> str:
     raise AssertionError("the log ended")
 
 
-def detached(place: Place, prompt: str, *words: str, **environ: str) -> str:
+def detached(place: Place, prompt: str, *words: str, **environ: Any) -> str:
     line = place.lines("run", prompt, "--detach", *words, **environ)[-1]
     return str(line["runId"]).replace("run_", "task_")
 

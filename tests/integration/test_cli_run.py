@@ -425,7 +425,7 @@ class Terminal:
 
 @pytest.mark.req("U-2")
 def test_a_person_sees_it_happen(place: World) -> None:
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"say": "Looking at \x1b[31mit."},
         {"call": "word-count", "args": {"file": str(place.cwd / "file.txt")}},
         {"say": "Seen."},

@@ -290,8 +290,8 @@ def test_a_brain_that_there_is_not_is_refused_before_anything_is_made(place: Wor
         assert not place.home.root.exists()
     place.goclaw("run", "hello")
     place.home.config.write_text('[brain]\ndefault = "gpt"\n')
-    for words in (("serve",), ("run", "x"), ("run", "x", "--detach")):
-        told = place.goclaw(*words, code=3).stderr
+    for command in (("serve",), ("run", "x"), ("run", "x", "--detach")):
+        told = place.goclaw(*command, code=3).stderr
         assert "brain.default is refused: There is no brain 'gpt'." in told
         assert "There are direct, script:FILE and acp:COMMAND;" in told
     place.home.config.unlink()

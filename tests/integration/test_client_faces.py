@@ -159,6 +159,7 @@ def test_the_async_client_answers_questions(place: World) -> None:
             client.on_question = None
             head = (await client.events(session)).head_event_id
             turn = asyncio.create_task(client.prompt("go", session=session))
+            opened = ""
             async for event in client.subscribe(session, head):
                 if event.type == "approval.opened":
                     opened = event.body["approvalId"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from roof_support import CLOCK, World, world
 
+from goclaw.core import limits
 from goclaw.core.errors import ConfigRefused
 from goclaw.core.home import Home
 from goclaw.ops import doctor as ops
@@ -156,7 +157,7 @@ def test_a_clock_behind_the_log_and_a_full_disk_are_named(
 ) -> None:
     class Early(type(CLOCK)):  # type: ignore[misc]
         def wall_ms(self) -> int:
-            return super().wall_ms() - 3_600_000
+            return CLOCK.wall_ms() - 3_600_000
 
     assert examine(home, clock=Early())["clock"].status == "ok", "an empty log says nothing"
     with world(home.root.parent) as place:
@@ -164,10 +165,8 @@ def test_a_clock_behind_the_log_and_a_full_disk_are_named(
     assert examine(home, clock=Early())["clock"].status == "warn"
     assert examine(home)["clock"].status == "ok"
     usage = shutil.disk_usage(home.root)
-    for free, status in ((1, "fail"), (ops.limits.WAL_BYTES_MAX + 1, "warn")):
-        monkeypatch.setattr(
-            ops.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free)
-        )
+    for free, status in ((1, "fail"), (limits.WAL_BYTES_MAX + 1, "warn")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
         assert examine(home)["disk"].status == status
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from roof_support import World, script_file, world
@@ -122,7 +122,11 @@ def test_the_verb_says_what_came_of_it(w: World) -> None:
 def test_a_script_of_ones_own_is_drilled(w: World) -> None:
     (w.cwd / "text").write_text("two words\n")
     call = {"call": "irreversible", "args": {"n": 1}}
-    steps = [{"call": "word-count", "args": {"file": "text"}}, {"ask": "Go on?"}, call]
+    steps: list[dict[str, Any]] = [
+        {"call": "word-count", "args": {"file": "text"}},
+        {"ask": "Go on?"},
+        call,
+    ]
     script_file(w.cwd, steps, match="^drill$")
     (found,) = w.lines("drill", "crash", "--script", "script.json", "--kills", "2")
     assert found["held"]

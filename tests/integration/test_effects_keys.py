@@ -221,9 +221,9 @@ def test_a_repeated_submission_is_the_same_task(
 
     async def later(expired: bool) -> tuple[str, str]:
         async with World(home, sink, brain=brain) as world:
-            for _ in range(2):
-                again = await submit(world)
-                assert (again.duplicate, again.expired, again.state) == (True, expired, end)
+            once, again = await submit(world), await submit(world)
+            for one in (once, again):
+                assert (one.duplicate, one.expired, one.state) == (True, expired, end)
             other = (
                 world.prompt("another", key=SECRET)
                 if form == "prompt"

@@ -398,7 +398,8 @@ def test_what_cannot_be_noted_is_not_sent(
 
     async def body() -> None:
         async with World(home, sink, brain=job.get("brain", "direct"), open_lanes=False) as world:
-            real, refused = world.database.fence.note, []
+            real = world.database.fence.note
+            refused: list[Any] = []
 
             def refusing(notes: Any) -> Any:
                 if len(refused) < 2:

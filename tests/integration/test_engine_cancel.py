@@ -75,6 +75,7 @@ def test_a_cancel_in_any_state_ends_the_run_once(
 
     async def main(world: World) -> None:
         session = await world.session()
+        blocker = None
         if play is None:
             blocker = await world.prompt(await world.session(), "other")
             await settled()
@@ -97,7 +98,7 @@ def test_a_cancel_in_any_state_ends_the_run_once(
         assert await world.engine.approvals.listed() == []
         types = await world.types(session)
         assert types.count("task.canceled") == types.count("run.ended") == 1
-        if play is None:
+        if blocker is not None:
             await world.engine.cancel_task(blocker.task_id)
         assert await world.ended(following) == "SUCCEEDED"
         third = await world.engine.cancel_run(task.run_id)
@@ -367,6 +368,7 @@ def test_session_cancel_takes_the_turn_and_the_callers_own_prompts(home: Path, t
         mine = [await world.prompt(session, f"mine{n}", client="me") for n in range(3)]
         theirs = await world.prompt(session, "theirs", client="other")
         job = await world.tool(session, "job", client="me")
+        blocker = None
         if turn == "resumed":
             # The answer is there, no lane is: QUEUED, and still the turn.
             blocker = await world.tool(await world.session(), "blocker")
@@ -378,7 +380,7 @@ def test_session_cancel_takes_the_turn_and_the_callers_own_prompts(home: Path, t
         assert len(receipts) == 4
         for task in [first, *mine]:
             assert await world.state(task) == "CANCELED"
-        if turn == "resumed":
+        if blocker is not None:
             await world.engine.cancel_task(blocker.task_id)
         assert await world.ended(theirs) == "SUCCEEDED"
         assert await world.ended(job) == "SUCCEEDED"

@@ -232,17 +232,19 @@ def test_one_that_cannot_be_redriven_loses_no_other(home: Path) -> None:
 
     house.plays["waits"] = waits
 
+    denied: list[Accepted] = []
+
     def decide(task_id: str) -> Decision:
-        if task_id == denied.task_id:
+        if task_id == denied[0].task_id:
             raise PolicyDenied("The policy does not allow it.", ruleId="no")
         return allowed(task_id)
 
     async def main(world: World) -> None:
-        nonlocal denied
         full, keyed, free = [await world.session() for _ in range(3)]
         in_full = await dead(world, full, 3)
         twins = await dead(world, keyed, 1, unique="u") + await dead(world, keyed, 1, unique="u")
-        (denied, plain) = await dead(world, free, 2)
+        refused, plain = await dead(world, free, 2)
+        denied.append(refused)
         (held,) = await dead(world, free, 1, unique="v")
         await world.tool(full, "waits")
         holder = await world.tool(free, "waits", terms=Terms(unique="v"))
@@ -254,7 +256,7 @@ def test_one_that_cannot_be_redriven_loses_no_other(home: Path) -> None:
         done = await move(Verb.REDRIVE, "f", decide=decide)
         expected = {
             in_full[2].task_id: "queue_full", twins[1].task_id: "illegal_transition",
-            denied.task_id: "policy_denied", held.task_id: "illegal_transition",
+            refused.task_id: "policy_denied", held.task_id: "illegal_transition",
         }  # fmt: skip
         for moved in (dry, done):  # the dry run named all that would happen
             assert {task: error.code for task, error in moved.skipped} == expected
@@ -272,7 +274,6 @@ def test_one_that_cannot_be_redriven_loses_no_other(home: Path) -> None:
         assert sorted(await letters(world)) == sorted(expected)
         assert sorted(await audited(world)) == sorted(done.tasks)
 
-    denied: Accepted
     house.live(main)
 
 

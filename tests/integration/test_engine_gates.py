@@ -327,14 +327,15 @@ def test_a_call_that_is_not_sent_leaves_its_gate(home: Path) -> None:
             return Done(b"1")
 
         if attempt.task.attempt == 1:
-            write = attempt._database.apply
+            database = vars(attempt)["_database"]
+            write = database.apply
 
             def failing(*parts: Any, live: bool = False) -> Any:
-                attempt._database.apply = write
-                attempt._database.fail_next_commit(after=False)
+                database.apply = write
+                database.fail_next_commit(after=False)
                 return write(*parts, live=live)
 
-            attempt._database.apply = failing
+            database.apply = failing
         await attempt.perform([Call("tool", "far", b"{}", EffectClass.KEYED, dispatch)])
         return Succeeded()
 

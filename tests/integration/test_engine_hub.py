@@ -81,12 +81,11 @@ def test_readers_at_any_place_get_every_event_once(home: Path, seed: int) -> Non
 
         async def client(session: Session, mask: int, lines: bool) -> None:
             reader, got, cursor = Reader(), b"", 0
-            watching = False
+            channel: Channel | None = None
             while True:
-                if not watching:
+                if channel is None:
                     head = (await world.intake.session_by_sid(session.sid)).head
                     channel = watch(hub, session, reader, head)
-                    watching = True
                 ended = over.is_set()
                 size = chance.choice([1, 3_000, limits.WRITE_BYTES_MAX])
                 data, after = await hub.read(channel, cursor, size, mask, lines=lines)
@@ -99,7 +98,7 @@ def test_readers_at_any_place_get_every_event_once(home: Path, seed: int) -> Non
                 cursor = after
                 if chance.random() < 0.05:
                     hub.unwatch(session.sid, reader)
-                    watching = False
+                    channel = None
                     if chance.random() < 0.5:
                         house.clock.ns += (limits.RING_LINGER_MS + 1) * 1_000_000
                         hub.sweep()
@@ -109,7 +108,7 @@ def test_readers_at_any_place_get_every_event_once(home: Path, seed: int) -> Non
             for _ in range(60):
                 session = chance.choice(sessions)
                 size = chance.choice([10, 10, 500, 5_000, RING // 4 - 400, RING // 4, RING])
-                say(world, session, size, chance.randrange(3))
+                _ = say(world, session, size, chance.randrange(3))
                 if chance.random() < 0.5:
                     await asyncio.sleep(0)
                 if chance.random() < 0.1:
@@ -138,9 +137,9 @@ def test_a_watch_between_commit_and_delivery_misses_nothing(home: Path) -> None:
         session = await world.session()
         asyncio.get_running_loop().outside = None  # type: ignore[attr-defined]
         for size in (1, 2):
-            say(world, session, size)
+            _ = say(world, session, size)
         world.database._writer.step()
-        say(world, session, 3)
+        _ = say(world, session, 3)
         world.database._writer.step()
         head = (await world.intake.session_by_sid(session.sid)).head
         assert head == 3
@@ -156,7 +155,7 @@ def test_a_watch_between_commit_and_delivery_misses_nothing(home: Path) -> None:
         assert await hub.read(channel, 3, 1 << 20, KINDS_OPTED_IN, lines=True) == (b"", 3)
         watch(hub, session, Reader(), 4)
         assert hub.head(session.sid) == 4  # a later reader has seen more of the disk
-        say(world, session, 4)
+        _ = say(world, session, 4)
         world.database.step()
         assert reader.heads[-1] == (session.sid, 4)
         data, cursor = await hub.read(channel, 3, 1 << 20, KINDS_OPTED_IN, lines=True)
@@ -234,7 +233,7 @@ def test_all_rings_together_stay_within_their_bound(home: Path) -> None:
         channels = [watch(hub, session, Reader()) for session in sessions]
         for _ in range(30):
             for session in sessions:
-                say(world, session, 8_000)
+                _ = say(world, session, 8_000)
             await settled()
             # The first one is read all the time: it is the last to lose its ring.
             hub.read_warm(channels[0], channels[0].head - 1, 1 << 20, KINDS_OPTED_IN, lines=True)
@@ -264,9 +263,9 @@ def test_a_stalled_reader_is_told_of_each_event(home: Path) -> None:
         watch(hub, other, slow)
         channel.stalled.add(slow)
         for number in range(5):
-            say(world, session, 100 * number)
-            say(world, other, 1)
-        say(world, session, RING)
+            _ = say(world, session, 100 * number)
+            _ = say(world, other, 1)
+        _ = say(world, session, RING)
         await settled()
         assert [lag[:2] for lag in slow.lags] == [(session.sid, number) for number in range(1, 7)]
         frames = await truth(world, session, KINDS_OPTED_IN, lines=False)

@@ -6,6 +6,7 @@ Owns pools' tests but for the wire (test_workers_wire.py).
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -86,9 +87,13 @@ def test_waiters_are_served_in_turn_and_each_change_wakes_one(home: Path) -> Non
     async def main(world: World) -> None:
         served: list[int] = []
         waits = []
+
+        def note(number: int, _wait: object) -> None:
+            served.append(number)
+
         for number in range(3):
             waits.append(claim(world))
-            waits[-1].add_done_callback(lambda _, number=number: served.append(number))
+            waits[-1].add_done_callback(functools.partial(note, number))
             await settled()
         other = claim(world, pool="q")
         await settled()

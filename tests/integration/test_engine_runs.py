@@ -76,7 +76,7 @@ def test_a_prompt_that_streams_is_claimed_first_and_nobody_else_can_have_it(home
         prompt = await world.prompt(session, "streams")
         ending = asyncio.ensure_future(world.engine.run_ended(prompt.run_id))
         while not ending.done():
-            now = {"now": world.clock.wall_ms(), "token": b"another"}
+            now: dict[str, Any] = {"now": world.clock.wall_ms(), "token": b"another"}
             (claimed,) = (
                 await world.database.write(
                     "claim", pool="", owner="another", now_mono=0, aging_factor=16,

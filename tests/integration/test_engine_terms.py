@@ -503,7 +503,7 @@ def test_terms_that_cannot_be_are_refused_and_nothing_is_accepted(
 
     async def main(world: World) -> None:
         session, now = await world.session(), world.clock.wall_ms()
-        moved = {
+        moved: dict[str, Any] = {
             name: value + now if isinstance(value, int) else value for name, value in terms.items()
         }
         with pytest.raises(InvalidParams):

@@ -208,6 +208,7 @@ def test_one_that_waited_long_is_said_to_be_due(home: Path) -> None:
         house.plays["waits"] = waits
         urgent = [await world.tool(await world.session(), "waits", priority=6) for _ in range(6)]
         low = await world.tool(await world.session(), "low", priority=5)
+        found: list[str] = []
         for done in range(4):
             await settled()
             found = codes(await why(world, low))
@@ -608,10 +609,14 @@ def test_an_unknown_effect_names_the_words_that_settle_it(home: Path) -> None:
         (lease,) = await world.engine.pools.claim(
             "p", most=1, wait_ms=0, owner="w", decision=decision(Verdict.ALLOW, "r", "it may")
         )
-        about = {"tid": work.tid, "token": lease.token, "now": world.clock.wall_ms()}
+        about: dict[str, Any] = {
+            "tid": work.tid,
+            "token": lease.token,
+            "now": world.clock.wall_ms(),
+        }
         await world.database.write(
             "effect_intent", ordinal=0, kind="tool", name="put", key="k", hash=b"h", request=b"{}",
-            **about, **{"class": "probeable"},
+            **{**about, "class": "probeable"},
         )  # fmt: skip
         await world.database.write(
             "reclaim", spent=0, crash_budget=3, reason="handed_back", **about

@@ -206,7 +206,7 @@ def test_a_fork_that_does_not_ask_is_noticed(
 
 def test_an_open_question_is_asked_anew_and_stays_the_parents(home: Path, sink: Path) -> None:
     async def body() -> None:
-        steps = [{"call": "asked", "args": {"n": 1}}, {"say": "end"}]
+        steps: list[dict[str, Any]] = [{"call": "asked", "args": {"n": 1}}, {"say": "end"}]
         async with World(home, sink, brain=script(home, steps)) as world:
             accepted = await world.prompt("go")
             await world.until(accepted.task_id, "SUSPENDED")
@@ -235,7 +235,7 @@ def test_an_open_question_is_asked_anew_and_stays_the_parents(home: Path, sink: 
 
 def test_of_earlier_runs_what_was_said_comes_along(home: Path, sink: Path) -> None:
     async def body() -> None:
-        steps = [{"say": "hello"}, {"call": "pure", "args": {"n": 1}}]
+        steps: list[dict[str, Any]] = [{"say": "hello"}, {"call": "pure", "args": {"n": 1}}]
         async with World(home, sink, brain=script(home, steps)) as world:
             first, _ = await ran(world)
             second, log = await ran(world)
@@ -263,7 +263,7 @@ def test_of_earlier_runs_what_was_said_comes_along(home: Path, sink: Path) -> No
 
 def test_a_failed_run_is_tried_again_in_its_fork(home: Path, sink: Path) -> None:
     async def body() -> None:
-        steps = [
+        steps: list[dict[str, Any]] = [
             {"call": "irreversible", "args": {"n": 1}},
             {"fail": "odd", "onAttempts": [1]},
             {"say": "end"},

@@ -68,7 +68,7 @@ def test_so_many_calls_go_through_and_the_next_is_asked(home: Path, sink: Path) 
             names = [payload.get("by") for name, payload in await world.events()
                      if name == "approval.resolved"]  # fmt: skip
             assert len(names) == 2
-            assert all(name.startswith("grant_") for name in names)
+            assert all(str(name).startswith("grant_") for name in names)
             assert len(await world.updates("tool_call")) == 3, "each call was announced"
 
     asyncio.run(body())
@@ -167,7 +167,10 @@ def test_a_grant_taken_back_is_no_answer(home: Path, sink: Path) -> None:
             for gone in (grant, "grant_x"):
                 with pytest.raises(UnknownId):
                     await world.engine.grants.revoke(gone, decision=SAID)
-            for bad in ({"resources": ["***"]}, {"resources": ["*a" * 9]}, {"digests": ["xy"]}):
+            wrong: tuple[dict[str, Any], ...] = (
+                {"resources": ["***"]}, {"resources": ["*a" * 9]}, {"digests": ["xy"]},
+            )  # fmt: skip
+            for bad in wrong:
                 with pytest.raises(InvalidParams):
                     await give(world, **bad)
 

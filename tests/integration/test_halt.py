@@ -98,7 +98,7 @@ def test_the_stop_is_read_between_intent_and_dispatch(home: Path, sink: Path) ->
                 await journaled(notes)
                 await stop(world, Level.EFFECTS)
 
-            world.database.fence.note = note  # type: ignore[method-assign]
+            world.database.fence.note = note  # type: ignore[assignment, method-assign]
             accepted = await world.tool("irreversible", {"n": 1})
             task = await world.until(accepted.task_id)
             assert (task["state"], task["reason"]) == ("SUSPENDED", "emergency_stop")

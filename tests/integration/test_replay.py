@@ -122,7 +122,7 @@ def test_a_command_is_identical_also_when_it_failed(w: World) -> None:
 
 
 def test_a_failed_run_is_identical(w: World) -> None:
-    steps = [{"call": "sha256", "args": {"text": "a"}}, {"fail": "odd"}]
+    steps: list[dict[str, Any]] = [{"call": "sha256", "args": {"text": "a"}}, {"fail": "odd"}]
     run = ran(w, "go", "--brain", script_file(w.cwd, steps), code=1)
     found = replayed(w, run, 0)
     assert (found["state"], found["whole"], found["effects"]) == ("FAILED", True, 3)
@@ -158,11 +158,16 @@ def committed(w: World) -> int:
     connection = apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     ((count,),) = connection.execute("SELECT batches FROM writer").fetchall()
     connection.close()
-    return int(count)
+    assert isinstance(count, int)
+    return count
 
 
 def test_a_run_that_waits_is_identical_as_far_as_it_has_come(w: World) -> None:
-    steps = [{"call": "sha256", "args": {"text": "a"}}, {"ask": "Go on?"}, {"say": "end"}]
+    steps: list[dict[str, Any]] = [
+        {"call": "sha256", "args": {"text": "a"}},
+        {"ask": "Go on?"},
+        {"say": "end"},
+    ]
     run = ran(w, "go", "--brain", script_file(w.cwd, steps), code=12)
     found = replayed(w, run, 0)
     assert (found["state"], found["whole"]) == ("SUSPENDED", False)
@@ -240,12 +245,12 @@ def test_a_record_that_was_altered_is_told_apart(
 
 
 def test_a_run_that_failed_on_the_way_is_identical(w: World) -> None:
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"call": "sha256", "args": {"text": "a"}},
         {"fail": "busy", "retryable": True, "onAttempts": [1, 2]},
         {"say": "end"},
     ]
-    quick = {"GOCLAW_QUEUE_BACKOFF_MS_MIN": "1", "GOCLAW_QUEUE_BACKOFF_MS_MAX": "2"}
+    quick: dict[str, Any] = {"GOCLAW_QUEUE_BACKOFF_MS_MIN": "1", "GOCLAW_QUEUE_BACKOFF_MS_MAX": "2"}
     found = w.lines("run", "go", "--brain", script_file(w.cwd, steps), **quick)
     run = found[-1]["runId"]
     assert max(event.get("attempt") or 0 for event in found) == 3

@@ -49,6 +49,9 @@ def no_keyring() -> Iterator[None]:
 class Locked(keyring.backend.KeyringBackend):
     priority = 1
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def get_password(self, service: str, username: str) -> str | None:
         raise keyring.errors.KeyringLocked("nobody unlocked it")
 
@@ -96,12 +99,13 @@ def test_a_secret_outlives_its_daemon_and_its_bindings_cannot_be_changed(tmp_pat
         assert listed.digest == digest
         for text, host in (("secret:one", "a.example"), (f"secret:one#{digest}", "x.b.example")):
             assert secrets.revealed(f"a {text} b", tool="http", host=host) == f"a {VALUE} b"
-        for tool, host in (
+        where: str | None
+        for tool, where in (
             ("http", "b.example"), ("http", "evil-a.example"), ("http", "xa.example"),
             ("http", "a.example.evil"), ("exec", "a.example"), ("other", None),
         ):  # fmt: skip
             with pytest.raises(SecretRefused, match="not bound"):
-                secrets.revealed("secret:one", tool=tool, host=host)
+                secrets.revealed("secret:one", tool=tool, host=where)
         # who can write to the database still cannot bind it elsewhere
         row = (await secrets._database.read("secrets_all"))[0]
         await secrets._database.write(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.metadata
 import os
 import select
 import stat
@@ -81,7 +83,7 @@ def test_hash_abi_engine_and_settings_are_the_key(
     ask("h", ABI)
     ask("h2", ABI)
     ask("h", "other/1")
-    monkeypatch.setattr(compiling.importlib.metadata, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
     ask("h", ABI)
     monkeypatch.setattr(cranelift, "SETTINGS", (*cranelift.SETTINGS, ("wasm_simd", True)))
     ask("h", ABI)
@@ -134,7 +136,7 @@ def test_code_of_another_machine_is_compiled_again(tmp_path: Path) -> None:
     foreign = b"\x7fELF of another machine"
     entry.write_bytes(foreign)
     (key,) = digests.rows
-    digests.rows[key] = compiling.hashlib.sha256(foreign).hexdigest()
+    digests.rows[key] = hashlib.sha256(foreign).hexdigest()
     box = support.new_sandbox(tmp_path / "c", digests)
     assert box.call(skill, b"{}").output == b"{}"
     assert entry.read_bytes() != foreign

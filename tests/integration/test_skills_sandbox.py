@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import skills_support as support
+import wasmtime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -455,7 +456,7 @@ WILD = st.one_of(
 def test_no_argument_of_a_host_call_breaks_out(
     box: Sandbox, tmp_path: Path, name: str, values: list[int]
 ) -> None:
-    skill = WildSkill(support.wasmtime.wat2wasm(wild_call(name, values)), tmp_path)
+    skill = WildSkill(bytes(wasmtime.wat2wasm(wild_call(name, values))), tmp_path)
     try:
         output = skill.run()
     except (SkillFailed, SkillOutputInvalid, SkillOutputExceeded, SkillLogExceeded):
@@ -469,7 +470,7 @@ class WildSkill:
     def __init__(self, module: bytes, folder: Path) -> None:
         self.skill = support.skill_from_bytes(folder, bytes(module))
         self.engine = sandbox._Engine()
-        code = support.wasmtime.Module(self.engine.engine, bytes(module)).serialize()
+        code = wasmtime.Module(self.engine.engine, bytes(module)).serialize()
         key = (self.skill.manifest.sha256, self.skill.manifest.abi)
         self.engine.load(key, bytes(code), "wild")
 

@@ -100,7 +100,7 @@ async def run(world: World, prompt: str, key: str) -> dict[str, Any]:
 @pytest.mark.req("U-2", "K-2")
 @pytest.mark.parametrize("name", FILES)
 def test_word_count_counts_as_wc_does(name: str, home: Path, work: Path, skills: Skills) -> None:
-    command_line = ["wc", "-lc", work / name]
+    command_line = ["wc", "-lc", str(work / name)]
     said = subprocess.run(command_line, capture_output=True, check=True, text=True).stdout.split()
 
     async def body() -> None:

@@ -220,7 +220,9 @@ def test_a_newcomer_goes_before_those_whose_long_tasks_end(store: support.Store)
     lane.run(50, lambda: 1)
     newcomer, before = store.session(), len(lane.claims)
     lane.bring(newcomer)
-    lane.live = [(0, *rest) for _, *rest in lane.live]  # all long tasks end at once
+    lane.live = [
+        (0, tid, sid, token) for _, tid, sid, token in lane.live
+    ]  # all long tasks end at once
     lane.run(lanes + 2, lambda: 1)
     assert sum(claim.due for claim in lane.claims[-lanes:]) >= lanes // 2, "due heads go as well"
     assert newcomer in {claim.sid for claim in lane.claims[before:]}

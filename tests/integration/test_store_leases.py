@@ -32,7 +32,7 @@ def effect(tid: int, token: bytes, ordinal: int = 0, **changes: Any) -> dict[str
 def intent(
     store: support.Store, tid: int, token: bytes, cls: str = "irreversible", **changes: Any
 ) -> support.Answer:
-    return store.run("effect_intent", **effect(tid, token, **{"class": cls}, **changes))
+    return store.run("effect_intent", **effect(tid, token, **{"class": cls, **changes}))
 
 
 def result(

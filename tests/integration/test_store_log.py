@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
@@ -73,7 +73,7 @@ def test_a_reader_that_stays_costs_a_short_wait_once_a_step(path: Path, build: s
 def test_a_quiet_writer_folds_the_log_by_itself(path: Path, build: str) -> None:
     store = support.Store(path, build, threaded=True)
     store.writer.submit((store.part("meta_put", key="k", value="folded"),))
-    found: list[tuple[str]] = []
+    found: list[tuple[Any, ...]] = []
     while not found:  # the time-out of the test is the bound
         uri = f"{path.as_uri()}?immutable=1"
         file_alone = apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)

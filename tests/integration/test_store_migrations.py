@@ -12,7 +12,7 @@ import pytest
 import store_support as support
 
 from goclaw.core.errors import DatabaseRefused
-from goclaw.store import database_files, open_database
+from goclaw.store import database, database_files, open_database, queries, schema
 from goclaw.store.schema import migrations
 
 if TYPE_CHECKING:
@@ -165,9 +165,7 @@ def test_a_claim_and_an_end_leave_a_task_on_its_page(tmp_path: Path) -> None:
 def test_the_writer_keeps_the_promised_settings(tmp_path: Path, name: str, level: int) -> None:
     """Looked at from within: a program that asks the writer's own handle."""
     support.fresh(tmp_path)
-    from goclaw.store import database
-
-    catalogue = support.queries.parse(
+    catalogue = queries.parse(
         "-- program: look\n-- returns: s k b c\n-- step: run\n"
         "SELECT (SELECT synchronous FROM pragma_synchronous) AS s,"
         " (SELECT foreign_keys FROM pragma_foreign_keys) AS k,"
@@ -176,7 +174,7 @@ def test_the_writer_keeps_the_promised_settings(tmp_path: Path, name: str, level
     )
     for build in support.BUILDS:
         writer = support.writer(
-            tmp_path / database.NAME,
+            tmp_path / schema.NAME,
             build,
             list(catalogue.programs.values()),
             database._PRAGMAS.format(synchronous=name.upper()),

@@ -6,11 +6,12 @@ Owns the raw sockets. Not in here: the judgement of single headers (``test_gatew
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -157,6 +158,10 @@ BAD: list[tuple[bytes, int]] = [
 ]
 
 
+def answered(request_id: object, message: dict[str, Any]) -> bool:
+    return message.get("id", 0.5) == request_id and "result" in message
+
+
 @wire()
 @pytest.mark.req("W-1", "A-14")
 async def test_bad_input_never_ends_a_connection(house: House) -> None:
@@ -168,9 +173,7 @@ async def test_bad_input_never_ends_a_connection(house: House) -> None:
             assert client.messages[seen]["error"]["code"] == code, data
         for request_id in (None, "a", 0, -5):
             await client.send({"id": request_id, "method": "session/list", "params": None})
-            await client.wait_for(
-                lambda m, wanted=request_id: m.get("id", 0.5) == wanted and "result" in m
-            )
+            await client.wait_for(functools.partial(answered, request_id))
         await client.link.send(b'{"jsonrpc":"2.0","id":%d,"method":"session/list"}' % (1 << 70))
         await client.call("session/list")
         assert any(b'"id":%d' % (1 << 70) in data for data in client.raw)

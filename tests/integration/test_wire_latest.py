@@ -36,6 +36,7 @@ async def subscribe(client: Client, session: str, **params: Any) -> dict[str, An
 async def test_who_is_behind_gets_the_newest_of_each_kind(house: House) -> None:
     one = await house.unix(**OPTED_IN)
     session = await one.new_session()
+    last = 0
     for words in ("chunks:40 tool:x", "chunks:40", "bulk:50x1000 hello"):
         last = (await one.turn(session, words))["_meta"]["goclaw"]["eventId"]
     everything = dict(zip(kinds(one, session), events(one, session), strict=False))
@@ -61,6 +62,7 @@ async def test_who_keeps_up_gets_everything(house: House) -> None:
     session = await one.new_session()
     first = (await one.turn(session, "chunks:9"))["_meta"]["goclaw"]["eventId"]
     await subscribe(two, session, **LATEST)
+    last = 0
     for _ in range(3):
         last = (await one.turn(session, "chunks:9 tool:x"))["_meta"]["goclaw"]["eventId"]
         await until_event(two, session, last)
@@ -118,14 +120,14 @@ async def missed_and_live(house: House, *, latest: bool) -> tuple[list[int], lis
     found: list[int] = []
 
     async def until(last: int) -> None:
-        async for event in events:
+        async for event in subscribed:
             found.append(event.event_id)
             if event.event_id == last:
                 return
 
     url = f"ws://127.0.0.1:{house.port}/ws"
     async with goclaw.Client(url=url, token=TOKEN, patient=True) as client:
-        events = client.subscribe(session, first - 1, latest=latest)
+        subscribed = client.subscribe(session, first - 1, latest=latest)
         await until(first)
         house.gateway._closed = True  # nobody comes in for now
         (theirs,) = (c for c in house.gateway._connections if c.by_token)
@@ -136,7 +138,7 @@ async def missed_and_live(house: House, *, latest: bool) -> tuple[list[int], lis
         told = found[1:]
         end = (await one.turn(session, "chunks:9"))["_meta"]["goclaw"]["eventId"]
         await until(end)
-        await events.aclose()
+        await subscribed.aclose()
     assert found[1 + len(told) :] == list(range(last + 1, end + 1))
     assert told == sorted(set(told))
     return told, list(range(first + 1, last + 1))

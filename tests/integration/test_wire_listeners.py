@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import socket
@@ -40,7 +41,7 @@ def adopting() -> Iterator[None]:
     """This process is a daemon that adopts orphans; and no more afterwards."""
     descent.adopt_orphans()
     yield
-    descent.ctypes.CDLL(None).prctl(descent._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(descent._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 async def intruder(task: dict[str, Any], *options: str) -> Any:
@@ -300,8 +301,8 @@ async def test_who_does_not_wait_is_not_heard(house: House) -> None:
 @wire()
 @pytest.mark.req("A-9", "I-5")
 async def test_a_flood_of_silent_connections_is_turned_away(house: House) -> None:
-    limit, limits_max = 20, server.limits.HANDSHAKES_MAX
-    server.limits.HANDSHAKES_MAX = limit  # type: ignore[misc]
+    limit, limits_max = 20, limits.HANDSHAKES_MAX
+    limits.HANDSHAKES_MAX = limit  # type: ignore[misc]
     silent: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     try:
         friend = await house.ws()
@@ -316,7 +317,7 @@ async def test_a_flood_of_silent_connections_is_turned_away(house: House) -> Non
         await until(lambda: len(house.gateway._handshaking) < limit)
         assert await knock(house, TOKEN)
     finally:
-        server.limits.HANDSHAKES_MAX = limits_max  # type: ignore[misc]
+        limits.HANDSHAKES_MAX = limits_max  # type: ignore[misc]
         for _, writer in silent:
             writer.close()
     await until(lambda: not house.gateway._handshaking)

@@ -178,7 +178,7 @@ async def test_a_null_id_stands_for_no_request_twice(house: House) -> None:
 async def test_a_request_sent_again_on_another_connection_is_another(house: House) -> None:
     client = await house.unix()
     session = await client.new_session()
-    capabilities = {"_meta": {"goclaw": {"version": 1, "clientId": "me"}}}
+    capabilities: dict[str, Any] = {"_meta": {"goclaw": {"version": 1, "clientId": "me"}}}
     for dial in (house.unix, house.unix, house.ws):
         client = await dial(**capabilities)
         assert "result" in await prompted(client, session, "hello", 7)

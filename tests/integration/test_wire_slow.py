@@ -282,7 +282,7 @@ async def starved(folder: Path) -> tuple[tuple[int, int], int]:
         await stuck.stop_reading()
         # It fills up, and only then the rest is committed.
         await until(house, lambda: outbox._transport.paused)
-        held, closed_at = 0, 0
+        held, now_at, closed_at = 0, 0, 0
         lagging, too_slow = outbox.lagging, outbox._too_slow
 
         def watched(sid: int, event_id: int, frame_bytes: int) -> None:
@@ -297,7 +297,6 @@ async def starved(folder: Path) -> tuple[tuple[int, int], int]:
             closed_at = now_at
             too_slow(reason)  # type: ignore[arg-type]
 
-        now_at = 0
         outbox.lagging, outbox._too_slow = watched, closed  # type: ignore[method-assign]
         house.open_gate("g")
         await until(house, lambda: outbox not in {c.outbox for c in house.gateway._connections})

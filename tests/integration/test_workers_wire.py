@@ -203,6 +203,7 @@ async def test_bad_claims_and_submissions_are_named(house: House) -> None:
     ):  # fmt: skip
         error = await client.refused("_goclaw/worker/claim", params)
         assert error["code"] == -32602, params
+    more: dict[str, Any]
     for more in (
         {"tool": "x"}, {"arguments": {}}, {"priority": 10}, {"effectClass": "harmless"},
         {"maxAttempts": 0}, {"parallel": 1}, {"pool": "x" * 257},
@@ -475,7 +476,8 @@ async def test_an_unknown_effect_suspends_its_task(house: House) -> None:
         session = await client.new_session()
         task_id = await submit(client, session)
         (task,) = await claim(client)
-        await intent(client, task, **({"class": "probeable"} if how == "probeable" else {}))
+        kind: dict[str, Any] = {"class": "probeable"} if how == "probeable" else {}
+        await intent(client, task, **kind)
         if how == "release":
             answer = await client.call("_goclaw/worker/release", lease(task))
             assert answer["state"] == "SUSPENDED"
@@ -579,7 +581,7 @@ async def test_a_key_of_the_workers_own(house: House) -> None:
         await submit(client, await client.new_session())
         tasks += await claim(client)
     first, second, third = tasks
-    own = {"idempotencyKey": "order-1"}
+    own: dict[str, Any] = {"idempotencyKey": "order-1"}
     assert await intent(client, first, **own) == {"go": True, "idempotencyKey": "order-1"}
     # While nobody knows what became of it, the key is taken.
     error = await client.refused(
@@ -697,7 +699,8 @@ async def test_what_is_said_after_a_cancel_is_joined_to_its_attempt_once(house: 
     await intent(client, task)
     await client.call("_goclaw/task/cancel", {"taskId": task_id})
     said = {"ordinal": 0, "phase": "result", **CALL, "result": {"paid": 5}}
-    for method, more in [("effect", said), ("complete", {"result": 7})]:
+    ways: tuple[tuple[str, dict[str, Any]], ...] = (("effect", said), ("complete", {"result": 7}))
+    for method, more in ways:
         for _ in range(2):
             error = await client.refused(f"_goclaw/worker/{method}", lease(task, **more))
             assert error["code"] == -31009

@@ -44,7 +44,7 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 TOKEN = "0123456789abcdef0123456789abcdef"
 NEXT_TOKEN = TOKEN[::-1]  # after a rotation
 DEADLINE_S = 20
-OPTED_IN = {"_meta": {"goclaw": {"version": 1, "notifications": True}}}
+OPTED_IN: dict[str, Any] = {"_meta": {"goclaw": {"version": 1, "notifications": True}}}
 
 
 def text(words: str) -> list[dict[str, str]]:
@@ -421,8 +421,8 @@ async def opened(
     async def probe(_key: str) -> Done | bool | None:
         return probed.pop(0)
 
-    async def call_of(_task: Task, _session: Session, name: str, arguments: dict[str, Any]) -> Call:
-        return losing(name, arguments["n"], probe)
+    async def call_of(task: Task, session: Session, tool: str, arguments: dict[str, Any]) -> Call:
+        return losing(tool, arguments["n"], probe)
 
     engine = Engine(
         database, clock, config, runner, daemon_boot=clock.new_id("boot"),

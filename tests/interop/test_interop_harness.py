@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from interop_schema import Judge
 
 
+pytest_plugins = ("interop_fixtures",)
+
+
 @pytest.fixture(params=["typescript", "python"])
 def example(
     request: pytest.FixtureRequest, node_modules: Path, tmp_path: Path

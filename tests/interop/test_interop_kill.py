@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from interop_partner import Connection, Partner
     from interop_schema import Judge
 
+pytest_plugins = ("interop_fixtures",)
+
 STEPS = 20
 KILLS = (3, 11)  # after so many finished tools; a third crash would use up the task's budget
 

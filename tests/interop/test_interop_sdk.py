@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from interop_schema import Judge
 
+pytest_plugins = ("interop_fixtures",)
+
 TEXT = "Zeile eins\n\u4e2d\u6587 two  words\r\n\n\tlast line without an end \U0001f600"
 
 PLAN = [

@@ -123,8 +123,10 @@ def request(chance: random.Random, of: pdp.Rule) -> tuple[Subject, str, str, Con
         what = pattern.text.replace("**", filler)
         what += filler if pattern.kind is pdp.ResourceKind.PREFIX else ""
     taint: tuple[Taint, ...] = ()
-    if conditions.tainted:
-        taint = (Taint.UNTRUSTED,) if conditions.tainted is True else conditions.tainted
+    if conditions.tainted is True:
+        taint = (Taint.UNTRUSTED,)
+    elif conditions.tainted:
+        taint = conditions.tainted
     asked: dict[str, Any] = {
         "kind": chance.choice(who.kinds), "origin": chance.choice(who.origins),
         "id": who.id.replace("*", filler) or "a", "action": chance.choice(of.actions),

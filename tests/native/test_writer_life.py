@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import store_support as support
 
+from goclaw.store import queries
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -146,7 +148,7 @@ def test_bind_puts_arguments_where_the_program_takes_them(store: support.Store) 
 
 
 def test_every_kind_of_value_comes_back_as_it_went(path: Path, build: str) -> None:
-    catalogue = support.queries.parse(
+    catalogue = queries.parse(
         "-- program: echo a b c d e f\n-- returns: a b c d e f g\n-- step: run\n"
         "SELECT :a || '' AS g, :b AS b;\n"
     )
@@ -173,7 +175,7 @@ def test_every_kind_of_value_comes_back_as_it_went(path: Path, build: str) -> No
 def test_a_program_that_does_not_fit_is_named(
     path: Path, build: str, steps: str, words: str
 ) -> None:
-    catalogue = support.queries.parse(f"-- program: p a\n{steps}")
+    catalogue = queries.parse(f"-- program: p a\n{steps}")
     gc.collect()
     fds = len(os.listdir("/dev/fd"))
     with pytest.raises(ValueError, match=f"p(, step 1)?: {words}"):
@@ -297,6 +299,8 @@ FORKED = """
 import os, sys
 from pathlib import Path
 import store_support as support
+
+from goclaw.store import queries
 store = support.Store(Path(sys.argv[1]), sys.argv[2], threaded=sys.argv[3] == "thread")
 part = store.part("meta_put", key="k", value="v")
 store.writer.submit((part,))
@@ -334,6 +338,8 @@ ENDING = """
 import sys
 from pathlib import Path
 import store_support as support
+
+from goclaw.store import queries
 store = support.Store(Path(sys.argv[1]), sys.argv[2], threaded=True)
 for number in range(300):
     store.writer.submit((store.part("meta_put", key="k", value=str(number)),))

@@ -280,25 +280,26 @@ class _Lines(logging.Handler):
 @contextlib.contextmanager
 def installed(life: Life, kernel_boot: str) -> Iterator[None]:
     """The world as this life finds it: its writer, its fault points, its machine, its log."""
-    saved = _fast.open_writer, runtime.boot_id, faults._armed, faults._strike
+    saved = _fast.open_writer, runtime.boot_id, faults._armed, faults._strike  # type: ignore[attr-defined]
     plain = twin.Writer._describe, twin._written
-    twin.Writer._describe = lambda *given: REMEMBERED.describe(*given)
+    twin.Writer._describe = lambda *given: REMEMBERED.describe(*given)  # type: ignore[method-assign]
     twin._written = REMEMBERED.written
     log, lines = logging.getLogger("goclaw"), _Lines(life)
     quiet = log.propagate, log.level
     waits = {name: getattr(limits, name) for name in SHORTER}
     for name, shorter in SHORTER.items():
         setattr(limits, name, shorter)
-    _fast.open_writer, runtime.boot_id = life.open_writer, lambda: kernel_boot
-    faults._armed, faults._strike = {}, life.passed
+    _fast.open_writer = life.open_writer
+    runtime.boot_id = lambda: kernel_boot  # type: ignore[attr-defined]
+    faults._armed, faults._strike = {}, life.passed  # type: ignore[assignment]
     log.addHandler(lines)
     log.propagate = False
     log.setLevel(logging.INFO)
     try:
         yield
     finally:
-        _fast.open_writer, runtime.boot_id, faults._armed, faults._strike = saved
-        twin.Writer._describe, twin._written = plain
+        _fast.open_writer, runtime.boot_id, faults._armed, faults._strike = saved  # type: ignore[attr-defined]
+        twin.Writer._describe, twin._written = plain  # type: ignore[method-assign]
         for name, wait in waits.items():
             setattr(limits, name, wait)
         log.removeHandler(lines)

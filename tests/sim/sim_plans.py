@@ -73,7 +73,7 @@ def draw_plan(
     chance: random.Random, name: str, tastes: Set[str], *, external: bool, depth: int = 0
 ) -> Plan:
     """A plan of up to four steps."""
-    steps = []
+    steps: list[Step] = []
     for _ in range(chance.choice((0, 1, 1, 2, 2, 3, 4))):
         kinds = ["work", "call", "call", "call", "calls"]
         if not external:

@@ -24,6 +24,7 @@ from goclaw.engine import (
     worker,
 )
 from goclaw.engine import scheduler as lanes
+from goclaw.engine.recurrence import Recurrence
 from goclaw.store import queries
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def acknowledged_before_it_is_on_disk(patch: pytest.MonkeyPatch) -> None:
     """What failed at COMMIT is answered as if it had not."""
     run_batch = pure_writer.Writer._run_batch
 
-    def hopeful(self: Any, batch: list[Any]) -> list[Any]:
+    def hopeful(self: Any, batch: Any) -> list[Any]:
         answers: list[Any] = []
         run_one = self._run_one
 
@@ -234,7 +235,7 @@ def a_kill_between_two_occurrences(patch: pytest.MonkeyPatch) -> None:
         suffix = self._clock.new_id("task").removeprefix("task_")
         await self._database.write(
             "recur", live=True, last_tid=tid, task_id=f"task_{suffix}", run_id=f"run_{suffix}",
-            trace="", due_at=schedules.Recurrence(cron, zone, misfire).after(now), now=now,
+            trace="", due_at=Recurrence(cron, zone, misfire).after(now), now=now,
         )  # fmt: skip
         bind = self._database.bind
         following = bind(
@@ -255,7 +256,7 @@ def the_next_occurrence_comes_too_late(patch: pytest.MonkeyPatch) -> None:
             suffix = self._clock.new_id("task").removeprefix("task_")
             await self._database.write(
                 "recur", live=True, last_tid=tid, task_id=f"task_{suffix}", run_id=f"run_{suffix}",
-                trace="", due_at=schedules.Recurrence(cron, zone, misfire).after(now), now=now,
+                trace="", due_at=Recurrence(cron, zone, misfire).after(now), now=now,
             )  # fmt: skip
 
     patch.setattr(schedules.Schedules, "_release", release)

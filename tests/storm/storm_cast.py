@@ -25,6 +25,9 @@ GONE = (-31009, -31015)  # lease_lost, effect_unknown
 class Player:
     """What all of them have: a seed, a diary, a connection, an end."""
 
+    def play(self) -> None:
+        raise NotImplementedError
+
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.folder, self.home = Path(arguments["folder"]), Path(arguments["home"])
         self.name: str = arguments["name"]
@@ -228,10 +231,10 @@ class Worker(Player):
             "requestHash": hashlib.sha256(task["taskId"].encode()).hexdigest(),
             "class": "irreversible",
         }  # fmt: skip
-        while True:
+        answer: dict[str, Any] | None = None
+        while answer is None:
             try:
                 answer = self.peer.call("_goclaw/worker/effect", {**asked, "phase": "intent"})
-                break
             except Lost:
                 self.connect()  # the same under one lease: the same answer
         if answer["go"]:

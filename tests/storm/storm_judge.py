@@ -185,7 +185,7 @@ def _deadlines(by: dict[str, list[Operation]]) -> Iterator[str]:
             failed = stands["reason"] == "deadline_exceeded"
             if failed and (deadline is None or stands["state"] != "FAILED"):
                 yield f"{task} is {stands['state']} over a deadline that it has not"
-            elif failed and deadline > final.answered + CLOCKS_S:
+            elif failed and deadline is not None and deadline > final.answered + CLOCKS_S:
                 yield f"{task} failed before its deadline"
             elif (
                 deadline is not None

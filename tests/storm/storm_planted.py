@@ -76,7 +76,7 @@ def flush_skipped() -> None:
 
         hasty = owed = False
 
-        def _run_batch(self, batch: Any) -> list[Any]:
+        def _run_batch(self, batch: Any) -> Any:
             self.hasty = any(parts[0][0] == enqueue for _, _, parts in batch.early + batch.late)
             return super()._run_batch(batch)
 
@@ -88,7 +88,7 @@ def flush_skipped() -> None:
             super()._checkpoint(idle=idle)
 
         @property
-        def _execute(self) -> Any:  # type: ignore[override]
+        def _execute(self) -> Any:
             return self._run_sql
 
         @_execute.setter
@@ -101,7 +101,7 @@ def flush_skipped() -> None:
                 return ()
             return self._real(sql, *rest)
 
-    _fast.open_writer = lambda *arguments, **options: Hasty(*arguments, **options)  # type: ignore[assignment]
+    _fast.open_writer = lambda *arguments, **options: Hasty(*arguments, **options)
 
 
 def effect_repeated() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import store_support
 import storm_judge
-from storm_cast import Diary, Lost, Peer, Refused
+from storm_peer import Diary, Lost, Peer, Refused
 
 HERE = Path(__file__).parent
 LEASE_MS = 2_000

@@ -14,12 +14,14 @@ from goclaw.core import limits
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from goclaw.core.records import Cleaner
+
 
 class Stream:
     """Keeps what was sent and when; a flush takes as long as it is told."""
 
     message_id = "m"
-    cleaner = None
+    cleaner: Cleaner | None = None
     paced = True
 
     def __init__(self, flush_s: float = 0.0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
@@ -16,12 +16,15 @@ from goclaw.skills.catalog import Catalog
 from goclaw.skills.tools import SkillTools
 from goclaw.tools.registry import Registry
 
+if TYPE_CHECKING:
+    from goclaw.core.records import Cleaner
+
 
 class Nowhere:
     """A stream that nothing goes into."""
 
     message_id = "m"
-    cleaner = None
+    cleaner: Cleaner | None = None
     paced = True
 
     async def send(self, updates: Any) -> None:

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from goclaw.core.records import Cleaner
+
 
 class Sent:
     """A stream that keeps what was sent, batch by batch."""
 
     message_id = "m"
-    cleaner = None
+    cleaner: Cleaner | None = None
     paced = True
 
     def __init__(self) -> None:

@@ -633,6 +633,7 @@ def test_events_before_the_cursor_are_not_handed_out_twice() -> None:
 
 def test_what_is_no_answer_of_ours_is_dropped() -> None:
     link = greeted().link
+    message: dict[str, Any]
     for message in ({"id": 99, "result": 1}, {"id": "x", "result": 1}, {"id": None, "error": {}}):
         assert link.receive(json.dumps(message).encode()) == []
     (told,) = link.receive(b'{"jsonrpc":"2.0","method":"_goclaw/x"}')

@@ -12,7 +12,16 @@ import pytest
 import store_support as support
 
 from goclaw.core import errors, limits
-from goclaw.store import Committed, Database, Event, database_files, open_database, rows
+from goclaw.store import (
+    Committed,
+    Database,
+    Event,
+    database_files,
+    open_database,
+    queries,
+    rows,
+    schema,
+)
 from goclaw.store import database as module
 
 if TYPE_CHECKING:
@@ -45,7 +54,7 @@ async def say(database: Database, sid: int, payload: bytes = b"{}") -> Committed
 def test_the_files_of_the_store(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     names = [file.name for file in database_files(tmp_path)]
-    assert names == [module.NAME, f"{module.NAME}-wal", f"{module.NAME}-shm"]
+    assert names == [schema.NAME, f"{schema.NAME}-wal", f"{schema.NAME}-shm"]
 
 
 def test_bind_fills_what_is_left_out_and_knows_its_words(database: Database) -> None:
@@ -240,8 +249,8 @@ def test_rows_are_named_after_their_columns(database: Database) -> None:
 
 
 def test_a_query_without_a_column_list_has_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    odd = module.queries.Query("odd", (), "VALUES (1)")
-    monkeypatch.setitem(module.queries.load().queries, "odd", odd)
+    odd = queries.Query("odd", (), "VALUES (1)")
+    monkeypatch.setitem(queries.load().queries, "odd", odd)
     with pytest.raises(ValueError, match="no plain column list"):
         rows("odd", [(1,)])
 
@@ -270,10 +279,10 @@ def test_a_database_that_cannot_be_read_is_a_named_error(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
-        database.catalogue.queries, "sessions_count", module.queries.Query("", (), "SELECT no()")
+        database.catalogue.queries, "sessions_count", queries.Query("", (), "SELECT no()")
     )
     monkeypatch.setitem(
-        database.catalogue.queries, "events_after", module.queries.Query("", (), "SELECT no()")
+        database.catalogue.queries, "events_after", queries.Query("", (), "SELECT no()")
     )
     with pytest.raises(errors.StorageFailed, match="cannot be read"):
         database.fetch("sessions_count")
@@ -296,7 +305,7 @@ def test_close_on_the_loop_answers_what_was_queued(tmp_path: Path) -> None:
         assert {future.result().parts[0] for future in futures} == {("k",)}
         database.close()
         with pytest.raises(RuntimeError, match="closed"):
-            database.write("meta_put", key="k", value="late")
+            await database.write("meta_put", key="k", value="late")
 
     asyncio.run(main())
 

@@ -34,7 +34,7 @@ def test_time_passes_only_when_nobody_can_go_on() -> None:
 
 @pytest.mark.req("R-6")
 def test_timers_fire_in_the_order_of_their_time() -> None:
-    fired = []
+    fired: list[Any] = []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -57,6 +57,10 @@ class Pipe:
     def buffered(self) -> int:
         return sum(map(len, self.held))
 
+    @property
+    def is_open(self) -> bool:
+        return self.closed is None
+
     def takes_bytes(self) -> bool:
         return self.writable
 
@@ -373,7 +377,7 @@ async def test_a_disk_that_cannot_be_read_ends_the_connection(bench: Bench) -> N
         raise StorageFailed("The database cannot be read.")
 
     bench.publish(5)
-    bench.hub._database.fetch_packed = broken  # type: ignore[method-assign]
+    bench.hub._database.fetch_packed = broken  # type: ignore[assignment, method-assign]
     bench.subscribe(0)
     await bench.pipe.gone.wait()
     assert bench.pipe.closed == (1011, "goclaw:internal")

@@ -28,6 +28,9 @@ class Diary:
     def approval_resolved(self, sid: int, event_id: int, approval: dict[str, Any]) -> None:
         self.told.append(("resolved", sid, event_id, approval["approvalId"]))
 
+    def lease_over(self) -> None:
+        self.told.append(("lease over",))
+
     def run_ended(self, sid: int, event_id: int, run_id: str, at_ms: int) -> None:
         self.told.append(("ended", sid, event_id, run_id, at_ms))
 
@@ -42,7 +45,7 @@ def event(event_id: int, kind: str, **payload: Any) -> Any:
 @pytest.mark.req("W-8")
 def test_everybody_is_told_what_concerns_all() -> None:
     roster, members = Roster(), [Diary(), Diary()]
-    roster.members |= set(members)
+    roster.members.update(members)
     roster.observe(
         [
             event(1, "task.queued"),
