@@ -144,7 +144,9 @@ class Daemon:
                 "ended what children of the last daemon left", extra={"data": {"groups": left}}
             )
         self.daemon_id = self.home.daemon_id()
-        self.database = open_database(self.home.root, synchronous=self.config.store.synchronous)
+        self.database = open_database(
+            self.home.root, synchronous=self.config.store.synchronous, snapshot=self._snapshot
+        )
         undo.callback(self.database.close)
         self.secrets = Secrets(self.database, self.clock)
         self.secrets.on_change = self._clean_with
@@ -303,6 +305,13 @@ class Daemon:
         LOOP_LAG_S.add(max(0.0, loop.time() - due))
         due = loop.time() + limits.LAG_LOOK_MS / 1000
         self._lag_timer = loop.call_at(due, self._look_at_lag, due)
+
+    def _snapshot(self) -> None:
+        """The way back from a migration (S-8)."""
+        made = backup.create(self.home, self.clock.wall_ms())
+        _log.warning(
+            "backed up before the database is migrated", extra={"data": {"backup": made.name}}
+        )
 
     async def _backup(self) -> dict[str, Any]:
         async with self._one_backup:

@@ -357,6 +357,12 @@ def _keep(verbs: Any) -> None:
     verify = _verb(verbs, "verify", "verify", "is the log whole, and every state what it says?")
     verify.add_argument("session", metavar="SESSION", nargs="?", help="this one only")
     _json(verify, "what was found as one object")
+    upgrade = _verb(verbs, "upgrade", "upgrade", "what will this goclaw make of the home?")
+    upgrade.add_argument(
+        "--rehearse", action="store_true", required=True,
+        help="migrate a copy, and make parked runs once more from their records",
+    )  # fmt: skip
+    _json(upgrade, "what was found as one object")
     logs = _verb(
         verbs, "logs", "logs", "what the daemon noted about its own work, secrets taken out"
     )

@@ -18,9 +18,10 @@ from goclaw.core.errors import DaemonGone
 if TYPE_CHECKING:
     import argparse
 
+    from goclaw.brains import BrainRunner
     from goclaw.core.home import Home
 
-__all__ = ["replay"]
+__all__ = ["replay", "runner_of"]
 
 
 def replay(options: argparse.Namespace) -> int:
@@ -40,36 +41,43 @@ def replay(options: argparse.Namespace) -> int:
 
 def _from_files(home: Home, run_id: str) -> dict[str, Any]:
     """Nobody has the home open, and nobody needs to."""
-    from goclaw.brains import REPEATABLE, BrainRunner, NamedBrains
-    from goclaw.core.clock import SystemClock
-    from goclaw.core.config import load
-    from goclaw.core.processes import Children
+    from goclaw.brains import REPEATABLE
     from goclaw.ops import replay as ops
     from goclaw.policy.redact import Redactor
-    from goclaw.skills.catalog import Catalog
-    from goclaw.skills.tools import Listed
     from goclaw.store import Archive
-    from goclaw.tools.exec import ExecTool
-    from goclaw.tools.http import HttpTool
-    from goclaw.tools.registry import Registry
 
     archive = Archive(home.root)
 
     async def read(query: str, **arguments: Any) -> list[tuple[Any, ...]]:
         return archive.fetch(query, **arguments)
 
-    # the same tools as a daemon has, since a brain names them; none of them is called
-    programs = ExecTool(Children(home.run / "children", SystemClock()), home.root)
-    registry = Registry([Listed(Catalog(home.skills)), HttpTool(), programs])
-    named = NamedBrains(load(home.root, os.environ).brains, registry)
-    runner = BrainRunner(registry, ops.RecordedGate(registry), named=named)
     try:
         found = asyncio.run(
-            ops.replay(read, runner, run_id, repeatable=REPEATABLE, cleaner=Redactor())
+            ops.replay(read, runner_of(home), run_id, repeatable=REPEATABLE, cleaner=Redactor())
         )
     finally:
         archive.close()
     return found.to_json()
+
+
+def runner_of(home: Home) -> BrainRunner:
+    """The brains of a home that nobody serves, with a gate to nothing."""
+    from goclaw.brains import BrainRunner, NamedBrains
+    from goclaw.core.clock import SystemClock
+    from goclaw.core.config import load
+    from goclaw.core.processes import Children
+    from goclaw.ops.replay import RecordedGate
+    from goclaw.skills.catalog import Catalog
+    from goclaw.skills.tools import Listed
+    from goclaw.tools.exec import ExecTool
+    from goclaw.tools.http import HttpTool
+    from goclaw.tools.registry import Registry
+
+    # the same tools as a daemon has, since a brain names them; none of them is called
+    programs = ExecTool(Children(home.run / "children", SystemClock()), home.root)
+    registry = Registry([Listed(Catalog(home.skills)), HttpTool(), programs])
+    named = NamedBrains(load(home.root, os.environ).brains, registry)
+    return BrainRunner(registry, RecordedGate(registry), named=named)
 
 
 def _print(found: dict[str, Any]) -> None:

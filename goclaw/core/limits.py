@@ -171,6 +171,7 @@ COPY_BYTES: Final = 1 * MIB  # of one read or write of a file that is copied or 
 BACKUP_FILES_MAX: Final = 10_000  # of the settings and skills beside the database
 BACKUP_FILE_BYTES_MAX: Final = 64 * MIB  # of one of them
 BACKUP_ROOM_BYTES: Final = 64 * MIB  # left free on the disk by a backup: the daemon goes on writing
+REHEARSED_RUNS_MAX: Final = 1_000  # parked runs that a rehearsal makes once more: some seconds
 
 # -- children ----------------------------------------------------------------------------------
 CHILD_START_MS_MAX: Final = 10_000  # until a child's program begins; a fork and an interpreter

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from goclaw.core.home import Home
 
-__all__ = ["Backup", "Restored", "create", "listed", "restore", "verify"]
+__all__ = ["Backup", "Restored", "check_room", "create", "listed", "restore", "verify"]
 
 _MANIFEST: Final = "manifest.json"
 _FORMAT: Final = 1
@@ -93,7 +93,7 @@ def create(home: Home, now_ms: int) -> Backup:
     name = _free_name(root, now_ms)
     partial = root / f"{_PARTIAL}{name}"
     try:
-        _check_room(home)
+        check_room(home)
         partial.mkdir(mode=0o700)
         copy_database(home.root, partial / database_files(partial)[0].name)
         for source, relative in _settings(home):
@@ -237,7 +237,8 @@ def _bring_settings(home: Home, backup: Backup, keep: Path) -> None:
 # -- files -------------------------------------------------------------------------------------
 
 
-def _check_room(home: Home) -> None:
+def check_room(home: Home) -> None:
+    """StorageFailed when a copy of the database would fill the disk."""
     need = sum(path.stat().st_size for path in database_files(home.root)[:2] if path.exists())
     room = shutil.disk_usage(home.backups).free
     if room < need + limits.BACKUP_ROOM_BYTES:

@@ -82,12 +82,20 @@ _committed: Final = tuple.__new__  # a third of what the class's own would cost,
 
 
 def open_database(
-    home: Path, *, synchronous: str = "full", threaded: bool = True, schema: Any = None
+    home: Path,
+    *,
+    synchronous: str = "full",
+    threaded: bool = True,
+    schema: Any = None,
+    snapshot: Callable[[], object] = lambda: None,
 ) -> Database:
-    """Migrate if needed and open the database of ``home``; DatabaseRefused says why not."""
+    """Migrate if needed and open the database of ``home``; DatabaseRefused says why not.
+
+    ``snapshot`` is called before an older database is migrated (``schema.migrate``).
+    """
     finish_replacement(home)
     path = home / NAME
-    migrate(path, schema or migrations())
+    migrate(path, schema or migrations(), snapshot)
     return Database(path, synchronous=synchronous, threaded=threaded)
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from goclaw.core import limits
-from goclaw.core.errors import DatabaseRefused
+from goclaw.core.errors import DatabaseRefused, StorageFailed
 from goclaw.store import queries
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -58,8 +58,16 @@ def refuse(path: Path, why: str, what: str) -> DatabaseRefused:
     return DatabaseRefused(f"{path} {why}; it was not touched.", hint=what)
 
 
-def migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
-    """Bring the file to the newest schema, one transaction a step; DatabaseRefused says why not."""
+def migrate(
+    path: Path,
+    shipped: Sequence[tuple[int, str, str]],
+    snapshot: Callable[[], object] = lambda: None,
+) -> None:
+    """Bring the file to the newest schema, one transaction a step; DatabaseRefused says why not.
+
+    ``snapshot`` is called before the first step over a file that holds something (S-8); when it
+    raises StorageFailed nothing is migrated.
+    """
     try:
         if path.exists() and path.stat().st_size > 0:
             done = judged(path, shipped)
@@ -69,6 +77,8 @@ def migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
             done = 0
         if done == len(shipped):
             return
+        if done:
+            snapshot()
         statements = queries.load().statements
         connection = apsw.Connection(str(path), apsw.SQLITE_OPEN_READWRITE)
         try:
@@ -85,6 +95,9 @@ def migrate(path: Path, shipped: Sequence[tuple[int, str, str]]) -> None:
             connection.close()
     except (apsw.Error, OSError) as error:
         raise refuse(path, f"cannot be used ({error})", MEND) from error
+    except StorageFailed as error:
+        why = f"cannot be backed up before its migration ({error.message.rstrip('.')})"
+        raise refuse(path, why, error.hint) from error
 
 
 def judged(path: Path, shipped: Sequence[tuple[int, str, str]]) -> int:
