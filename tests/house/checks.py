@@ -735,6 +735,47 @@ def _lines(files: Iterable[Path], root: Path, bad: _Judge, what: str) -> list[st
     return found
 
 
+def dead_links(page: Path) -> list[str]:
+    """Links of a page to files or headings that there are not; what lies in code is no link."""
+    text = _without_code(page.read_text("utf-8"))
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        if not file.exists() or (heading and heading not in _headings(file)):
+            dead.append(target)
+    return dead
+
+
+def _without_code(text: str) -> str:
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", lambda found: "`" if "](" in found[0] else found[0], text)
+
+
+def _headings(page: Path) -> set[str]:
+    """The anchors of a page, as a forge makes them."""
+    found = set()
+    for head in re.findall(r"^#+ +(.*)$", _without_code(page.read_text("utf-8")), re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", head).lower()
+        found.add(re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-"))
+    return found
+
+
+def shown_commands(text: str) -> list[str]:
+    """Every command line of goclaw in the shell blocks of a page, without what surrounds it."""
+    found = []
+    for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", "").splitlines():
+            code = line if line.startswith("goclaw") else line.partition("  #")[0]
+            for part in re.split(r" \| | && |; ", code):
+                match = re.search(r"(?:^|/| )(goclaw .*)$", part)
+                if match and not part.lstrip().startswith("#"):
+                    found.append(match[1])
+    return found
+
+
 def undocumented(names: Iterable[str], text: str) -> list[str]:
     """Names that appear nowhere in the documentation as words."""
     words = set(re.findall(r"[\w./-]+", text))

@@ -6,6 +6,8 @@ Owns which names must appear. Not in here: the pages' generator (``generated.py`
 from __future__ import annotations
 
 import enum
+import shlex
+from typing import TYPE_CHECKING
 
 import checks
 import generated
@@ -13,8 +15,12 @@ import pytest
 
 from goclaw.cli import grammar
 from goclaw.core import config, faults, states
+from goclaw.core.errors import UsageError
 from goclaw.gateway import handlers, server
 from goclaw.protocol import methods
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DOCS = checks.ROOT / "docs"
 
@@ -60,6 +66,7 @@ OF_NO_DAEMON = {
     "drill crash": "has daemons of its own",
     "init": "makes a home before there is a daemon",
     "doctor": "looks at a home, whether a daemon holds it or not",
+    "upgrade": "migrates a copy, whether a daemon holds the home or not",
     "restore": "wants a home that no daemon holds",
     "verify": "reads a home's database, whether a daemon holds it or not",
     "logs": "reads files of the home",
@@ -88,6 +95,52 @@ def test_every_setting_is_documented() -> None:
 def test_every_state_and_class_is_documented() -> None:
     names = [str(member) for kind in (states.State, states.EffectClass) for member in kind]
     assert not checks.undocumented(names, documentation())
+
+
+def pages() -> list[Path]:
+    return [*sorted(DOCS.rglob("*.md")), checks.ROOT / "README.md"]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_no_link_is_dead(page: Path) -> None:
+    assert checks.dead_links(page) == []
+
+
+def test_a_dead_link_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# A head, `code` and [a](b.md)\n\n```sh\n# no head\n```\n")
+    page = tmp_path / "a.md"
+    page.write_text(
+        "[x](b.md) [x](b.md#a-head-code-and-a) [x](https://x.example/y) [x](#here)\n## Here\n"
+        "[x](c.md) [x](b.md#no-head) [x](#there)\n`[x](code)`\n"
+    )
+    assert checks.dead_links(page) == ["c.md", "b.md#no-head", "#there"]
+
+
+@pytest.mark.req("U-1")
+@pytest.mark.parametrize(
+    "page", [page for page in pages() if page.name != "cli.md"], ids=lambda page: page.name
+)
+def test_every_command_that_is_shown_can_be_typed(page: Path) -> None:
+    """Names stand for ids, so they are not carried out here: the grammar takes them."""
+    for line in checks.shown_commands(page.read_text("utf-8")):
+        words = shlex.split(line.replace(" EVENT", " 1"), comments=True)[1:]
+        try:
+            grammar.parse(words)
+        except UsageError as error:
+            raise AssertionError(f"{line}: {error}") from None
+
+
+def test_a_shown_command_is_found() -> None:
+    text = """
+```sh
+goclaw a \\
+  --b   # why
+.venv/bin/goclaw c
+ls; GOCLAW_HOME=h goclaw d | wc
+```
+`goclaw e`
+"""
+    assert checks.shown_commands(text) == ["goclaw a   --b   # why", "goclaw c", "goclaw d"]
 
 
 def test_a_missing_name_is_reported() -> None:
