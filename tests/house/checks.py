@@ -769,7 +769,7 @@ def shown_commands(text: str) -> list[str]:
     for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", "").splitlines():
             code = line if line.startswith("goclaw") else line.partition("  #")[0]
-            for part in re.split(r" \| | && |; ", code):
+            for part in re.split(r" \|\|? | && |; | > ", code):
                 match = re.search(r"(?:^|/| )(goclaw .*)$", part)
                 if match and not part.lstrip().startswith("#"):
                     found.append(match[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from roof_support import CLOCK, World, world
@@ -25,7 +25,7 @@ def place(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-def noted(place: World, *messages: str, level: int = logging.INFO, **ids: str) -> None:
+def noted(place: World, *messages: str, level: int = logging.INFO, **ids: Any) -> None:
     writer = log.SystemLog(place.home.logs / "system.jsonl", CLOCK)
     with log.bound(**ids):
         for message in messages:
