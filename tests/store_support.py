@@ -249,7 +249,7 @@ def _events(connection: apsw.Connection) -> None:
         cursor, tail = 0, bytes(32)
         sql = CATALOGUE.queries["chain_after"].sql
         found = connection.execute(sql, {"sid": sid, "cursor": 0, "limit": -1})
-        for event_id, at, kind, run, task, payload, digest in found:
+        for event_id, at, kind, run, task, payload, digest, _attempt in found:
             assert event_id == cursor + 1, (sid, cursor, event_id)
             assert digest == hashlib.sha256(salt + payload).digest()
             tail = link(tail, event_id, at, (kind, run, task), digest)
