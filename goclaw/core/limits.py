@@ -154,6 +154,7 @@ TIMELINE_RECORDS_MAX: Final = 20_000  # of the audit, looked through for a run's
 
 # -- terminal UI -------------------------------------------------------------------------------
 TUI_LOOK_MS: Final = 1_000  # between two looks at the daemon: a handful of small reads
+TUI_DRAW_MS: Final = 50  # between two drawings of a conversation: a burst of events is one
 TUI_ROWS_MAX: Final = 100  # of a table: more are what `goclaw task list` is for
 TUI_BLOCKS_MAX: Final = 500  # of a conversation: the older ones are in `goclaw events`
 TUI_BLOCK_CHARS_MAX: Final = 20_000  # of one message: its newest part is shown

@@ -5,6 +5,7 @@ Owns that screen. Not in here: the fold of events into blocks (``transcript.py``
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -15,6 +16,7 @@ from textual.screen import Screen
 from textual.suggester import Suggester
 from textual.widgets import Footer, Input, Static
 
+from goclaw.client.aio import pause
 from goclaw.core import limits
 from goclaw.core.errors import GoclawError, ReplayGap
 from goclaw.tui.transcript import Block, Transcript, clean
@@ -69,6 +71,8 @@ class Conversation(Screen[None]):
         self._client, self._session = client, session_id
         self.transcript = Transcript()
         self._shown: dict[str, Static] = {}
+        self._changed: dict[str, None] = {}
+        self._wake = asyncio.Event()
 
     def compose(self) -> ComposeResult:
         """See Screen."""
@@ -84,6 +88,7 @@ class Conversation(Screen[None]):
         """See Screen."""
         self.query_one("#line", Input).focus()
         self.run_worker(self._listen(), exclusive=False)
+        self.run_worker(self._drawing(), exclusive=False)
         self.run_worker(self._learn_commands(), exclusive=False)
 
     async def _learn_commands(self) -> None:
@@ -103,30 +108,51 @@ class Conversation(Screen[None]):
                 except ReplayGap:
                     start = None  # retention was quicker: from now on
         except GoclawError as error:
-            await self._show(Block("error:listen", "error", clean(str(error))))
+            self.transcript.blocks["error:listen"] = Block(
+                "error:listen", "error", clean(str(error))
+            )
+            self._note("error:listen")
 
     async def _follow(self, start: int | None) -> None:
         async for event in self._client.subscribe(self._session, start):
             block = self.transcript.add(event)
-            if block is not None:
-                await self._show(block)
-            busy = " ... working" if self.transcript.is_busy else ""
-            self.query_one("#title", Static).update(f"{self._session}{busy}")
+            self._note("" if block is None else block.key)
 
-    async def _show(self, block: Block) -> None:
+    def _note(self, key: str) -> None:
+        if key:
+            self._changed[key] = None
+        self._wake.set()
+
+    async def _drawing(self) -> None:
+        """What a burst of events leaves is drawn, not each of them: a layout costs more than all
+        the folding."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._draw()
+            await pause(limits.TUI_DRAW_MS)
+
+    async def _draw(self) -> None:
+        busy = " ... working" if self.transcript.is_busy else ""
+        self.query_one("#title", Static).update(f"{self._session}{busy}")
         log = self.query_one("#log", VerticalScroll)
         at_end = log.scroll_y >= log.max_scroll_y - 1
-        text = Text(_WHO.get(block.kind, "") + block.text)
-        known = self._shown.get(block.key)
-        if known is not None:
-            known.update(text)
-            known.set_classes(f"block {block.kind}")
-        else:
-            widget = Static(text, classes=f"block {block.kind}", markup=False)
-            self._shown[block.key] = widget
-            await log.mount(widget)
-            while len(self._shown) > limits.TUI_BLOCKS_MAX:
-                await self._shown.pop(next(iter(self._shown))).remove()
+        changed, self._changed = self._changed, {}
+        blocks = self.transcript.blocks
+        gone = [key for key in self._shown if key not in blocks]
+        new: list[Static] = []
+        for block in [blocks[key] for key in changed if key in blocks]:
+            text = Text(_WHO.get(block.kind, "") + block.text)
+            known = self._shown.get(block.key)
+            if known is None:
+                known = Static(text, classes=f"block {block.kind}", markup=False)
+                new.append(known)
+                self._shown[block.key] = known
+            else:
+                known.update(text)
+                known.set_classes(f"block {block.kind}")
+        await log.remove_children([self._shown.pop(key) for key in gone])
+        await log.mount(*new)
         if at_end:
             log.scroll_end(animate=False)
 

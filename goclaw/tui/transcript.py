@@ -60,7 +60,9 @@ class Transcript:
         block.text = block.text[-limits.TUI_BLOCK_CHARS_MAX :]
         self.blocks[block.key] = block
         while len(self.blocks) > limits.TUI_BLOCKS_MAX:
-            self.blocks.pop(next(iter(self.blocks)))
+            oldest = next(iter(self.blocks))
+            del self.blocks[oldest]
+            self._titles.pop(oldest.removeprefix("tool:"), None)
         return block
 
     def _of_update(self, event: Event) -> Block | None:

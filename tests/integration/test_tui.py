@@ -15,6 +15,7 @@ import pytest
 from roof_support import World, script_file, world
 
 from goclaw.client import Client, SyncClient
+from goclaw.core import limits
 from goclaw.core.home import Home
 from goclaw.policy import default
 from goclaw.tui import GoclawApp
@@ -198,6 +199,29 @@ def test_what_nobody_knows_is_settled_with_one_key(place: World) -> None:
     asyncio.run(body())
     (effect,) = place.lines("effects", "list", claimed["taskId"])
     assert effect["state"] == "result"
+
+
+@pytest.mark.req("I-5")
+def test_a_long_session_shows_its_newest_part(
+    place: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TUI_BLOCKS_MAX", 5)
+    place.serve()
+    first = place.lines("run", '/sha256 {"text": "0"}')[0]
+
+    async def body() -> None:
+        async with shown(place, session=first["sessionId"]) as pilot:
+            for number in (1, 2, 3):
+                await say(pilot, f'/sha256 {{"text": "{number}"}}')
+            await until(pilot, lambda text: '"3"' in text and "working" not in text)
+            conversation = pilot.app.screen
+            assert isinstance(conversation, Conversation)
+            async with asyncio.timeout(20):
+                while conversation._shown.keys() != conversation.transcript.blocks.keys():
+                    await pilot.pause(0.05)
+            assert len(conversation.query(".block")) == 5
+
+    asyncio.run(body())
 
 
 def test_text_of_a_tool_is_shown_and_not_obeyed(place: World) -> None:

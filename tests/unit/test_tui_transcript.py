@@ -90,5 +90,14 @@ def test_a_long_conversation_keeps_its_newest_part(monkeypatch: pytest.MonkeyPat
     assert texts(transcript) == [("agent", "ext3"), ("agent", "ext4"), ("agent", "ext5")]
 
 
+@pytest.mark.req("I-5")
+def test_a_call_that_is_shown_no_more_is_forgotten_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TUI_BLOCKS_MAX", 3)
+    transcript = Transcript()
+    for number in range(1, 6):
+        transcript.add(event(number, sessionUpdate="tool_call", toolCallId=str(number), title="t"))
+    assert set(transcript._titles) == {"3", "4", "5"}
+
+
 def test_nothing_that_a_terminal_obeys_is_left() -> None:
     assert clean("a\x1b[2Jb\x07\x9bc\u202ed\ud800e\tf\ng") == "a[2Jbcde\tf\ng"
