@@ -268,3 +268,24 @@ def test_close_twice_and_lines_after_it(home: Path) -> None:
     log.logger("x").info("nobody listens")
     assert len(lines(home)) == 1
     assert ours() == []
+
+
+@pytest.mark.req("A-6", "I-7")
+def test_nothing_secret_comes_to_the_file_or_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "_clean", lambda data: data.replace(b"hunter2", b"secret:k"))
+    terminal = Terminal()
+    with writing(tmp_path, terminal=terminal):
+        log.logger("t").info("it is hunter2", extra={"data": {"also": "hunter2"}})
+    written = (tmp_path / "system.jsonl").read_text()
+    for said in (terminal.getvalue(), written):
+        assert "it is secret:k" in said
+        assert "hunter2" not in said
+    errors = log.CleanErrors(below := io.StringIO())
+    errors.write("half hun")
+    errors.write("ter2 and\nthe rest")
+    assert below.getvalue() == "half secret:k and\n"
+    errors.write(" is hunter2")
+    errors.flush()
+    assert below.getvalue() == "half secret:k and\nthe rest is secret:k"
