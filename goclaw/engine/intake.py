@@ -348,7 +348,7 @@ class Intake:
             )  # fmt: skip
         faultpoint("before_submit")
         try:
-            with self._counted():
+            with self.counted():
                 committed = await self._database.apply(*parts)
         except QueueFull as error:
             if "retryAfterMs" in error.data:  # the writer's own bound, not the session's
@@ -403,7 +403,7 @@ class Intake:
         bound of all tasks unless the submission of that scope is one that is known."""
         self._check_open()
         check_key(key)
-        if self.taken < self._queue.total_limit:
+        if not self.is_full:
             return
         if not await self._is_known(key, sid):
             raise _full("total", self._queue.total_limit)
@@ -413,16 +413,22 @@ class Intake:
         """Places that are taken: by open tasks, and by those on their way to the disk."""
         return self._open_tasks() + self._arriving
 
+    @property
+    def is_full(self) -> bool:
+        """The bound of all tasks is reached."""
+        return self.taken >= self._queue.total_limit
+
     @contextlib.contextmanager
     def arriving(self) -> Iterator[None]:
         """One more task is on its way to the disk; QueueFull at the bound of all tasks."""
-        if self.taken >= self._queue.total_limit:
+        if self.is_full:
             raise _full("total", self._queue.total_limit)
-        with self._counted():
+        with self.counted():
             yield
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
+        """One more task is on its way to the disk."""
         self._arriving += 1
         try:
             yield

@@ -116,7 +116,7 @@ class Engine:
         )  # fmt: skip
         self.why = Why(database, clock, self.scheduler, self.pools)
         self._schedules = Schedules(
-            database, clock, config.queue, self.gates, self.approvals.expire
+            database, clock, config.queue, self.gates, self.intake, self.approvals.expire
         )
         self._sessions: dict[int, Session] = {}
         self._counts: Counter[str] = Counter()

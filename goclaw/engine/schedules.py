@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from goclaw.core import limits, log
 from goclaw.core.clock import traceparent
-from goclaw.core.errors import AlreadyResolved, GoclawError, LeaseLost
+from goclaw.core.errors import AlreadyResolved, GoclawError, LeaseLost, QueueFull
 from goclaw.core.metrics import SERVICE_FAULTS
 from goclaw.core.records import Failed
 from goclaw.core.services import keep_running
+from goclaw.core.states import TERMINAL
 from goclaw.engine.budgets import backoff_ms, failed
 from goclaw.engine.recurrence import Recurrence
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from goclaw.core.clock import Clock
     from goclaw.core.config import QueueConfig
     from goclaw.engine.gates import Gates
+    from goclaw.engine.intake import Intake
     from goclaw.store import Database, Event
 
 __all__ = ["Schedules"]
@@ -35,6 +37,7 @@ _One: TypeAlias = "tuple[str, int | str]"
 """What is done to a task, or to an approval."""
 _TIMED: Final = frozenset({"task.queued", "task.requeued"})
 _SETTING: Final = frozenset({"task.retry_wait", "task.suspended", "approval.opened"})
+_ENDS: Final = frozenset(f"task.{state.lower()}" for state in TERMINAL)
 _CHECK_MS: Final = 60_000  # wall-clock jumps move approvals: look again at least this often
 _TIMED_OUT: Final = Failed(
     "attempt_timeout", "The attempt took longer than its time-out.", retryable=True,
@@ -51,13 +54,16 @@ class Schedules:
         clock: Clock,
         queue: QueueConfig,
         gates: Gates,
+        intake: Intake,
         expire: Callable[[str], Awaitable[object]],
     ) -> None:
         self._database, self._clock, self._queue = database, clock, queue
-        self._gates, self._expire = gates, expire
+        self._gates, self._intake, self._expire = gates, intake, expire
         self._changed = asyncio.Event()
         self._aside: dict[_One, int] = {}
         """What could not be moved, and from when on it may be tried again."""
+        self._full: set[_One] = set()
+        """Of these, what waits for room."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -67,6 +73,11 @@ class Schedules:
     def observe(self, events: list[Event]) -> None:
         """A commit may have set an earlier time."""
         gated = not self._gates.open_for_all
+        if self._full and any(event[3] in _ENDS for event in events):
+            for one in self._full:
+                self._aside.pop(one, None)
+            self._full.clear()
+            self._changed.set()
         for event in events:
             kind = event[3]
             if (
@@ -108,6 +119,7 @@ class Schedules:
         self._database.fence.tend(now)
         moves = await self._due(now_mono, now)
         self._aside = {one: until for one, until in self._aside.items() if one in moves}
+        self._full &= self._aside.keys()
         ready = {one: move for one, move in moves.items() if self._aside.get(one, 0) <= now_mono}
         if ready:
             ended = await asyncio.gather(
@@ -119,17 +131,17 @@ class Schedules:
                 else:
                     self._aside.pop(one, None)
             return 0
-        # What was put aside is due all the while: it is looked at in turn, not at once.
-        least = limits.FULL_RETRY_MS if self._aside else 0
-        waits = [_CHECK_MS]
-        for query, clock in (
-            ("next_due", self._clock.mono_ms), ("next_timeout", self._clock.mono_ms),
-            ("next_held", self._clock.wall_ms), ("next_deadline", self._clock.wall_ms),
-            ("next_expiry", self._clock.wall_ms),
-        ):  # fmt: skip
-            ((following,),) = await self._database.read(query)
+        waits = [_CHECK_MS, *(until - now_mono for until in self._aside.values())]
+        for query, since, clock in (
+            ("next_due", now_mono, self._clock.mono_ms),
+            ("next_timeout", now_mono, self._clock.mono_ms),
+            ("next_held", now, self._clock.wall_ms),
+            ("next_deadline", now, self._clock.wall_ms),
+            ("next_expiry", now, self._clock.wall_ms),
+        ):
+            ((following,),) = await self._database.read(query, now=since)
             if following is not None:
-                waits.append(max(least, following - clock()))
+                waits.append(max(0, following - clock()))
         gate_ms = await self._gates.look()
         return min(waits) if gate_ms is None else min(gate_ms, *waits)
 
@@ -154,17 +166,22 @@ class Schedules:
 
     def _put_aside(self, one: _One, error: BaseException, now_mono: int) -> None:
         """It could not be moved: all others are, and it is tried again."""
-        known = one in self._aside
-        self._aside[one] = now_mono + limits.BUSY_MS_MAX
+        known, full = one in self._aside, isinstance(error, QueueFull)
+        self._aside[one] = now_mono + (_CHECK_MS if full else limits.BUSY_MS_MAX)
+        if full:
+            self._full.add(one)
         if known:
             return
         if not isinstance(error, GoclawError):
             SERVICE_FAULTS["schedules"] += 1
         what = {"what": one[0], "of": one[1], "error": f"{type(error).__name__}: {error}"}
-        _log.error("timer failed", exc_info=error, extra={"data": what})
+        (_log.info if full else _log.error)(
+            "not moved", exc_info=None if full else error, extra={"data": what}
+        )
 
     async def _release(self, row: tuple[Any, ...], now: int) -> None:
-        """A delayed task takes its place in line; a recurring one leaves its successor behind."""
+        """A delayed task takes its place in line; a recurring one leaves its successor behind.
+        QueueFull: it waits until there is room, or an earlier one has ended (Q-10)."""
         tid, due_at, cron, zone, misfire = row
         bind = self._database.bind
         if cron is None:
@@ -180,8 +197,10 @@ class Schedules:
         recur = bind(
             "recur", last_tid=tid, task_id=f"task_{suffix}", run_id=f"run_{suffix}",
             trace=traceparent(self._clock), due_at=following, now=now,
+            session_limit=0 if self._intake.is_full else self._queue.session_limit,
         )  # fmt: skip
-        await self._database.apply(bind("release", tid=tid, now=now), recur, live=True)
+        with self._intake.counted():
+            await self._database.apply(bind("release", tid=tid, now=now), recur, live=True)
 
     async def _time_out(self, row: tuple[Any, ...]) -> None:
         tid, token, failures = row

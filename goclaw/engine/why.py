@@ -114,7 +114,7 @@ class Why:
     def _queued(self, facts: _Facts, who: str, whom: str) -> Iterator[Because]:
         row = facts.row
         if row["held"]:
-            yield self._held(row, who)
+            yield self._held(facts, who)
         elif row["stalled"] == row["tid"]:
             yield from self._gated(facts.gates, whom)
             if facts.before:
@@ -144,8 +144,15 @@ class Why:
                 )
             yield Because("session_turn", text)
 
-    def _held(self, row: _Row, who: str) -> Because:
+    def _held(self, facts: _Facts, who: str) -> Because:
+        row, earlier = facts.row, facts.detail
         at = row["due_at"]
+        if earlier and at < self._clock.wall_ms():
+            text = (
+                f"{who} recurs and was due at {rfc3339(at)}; the queue is full, and "
+                f"{earlier['task_id']}, the occurrence before it, is {earlier['state']}."
+            )
+            return Because("queue_full", text, command=f"goclaw why {earlier['task_id']}")
         if row["cron"] is not None:
             text = f"{who} recurs ({row['cron']} in {row['zone']}) and is due at {rfc3339(at)}."
             return Because("recurring", text, at)
@@ -336,7 +343,8 @@ class _Look:
     def _queued(self, row: _Row, depth: int) -> _Facts:
         place = {"sid": row["sid"], "line": row["line"], "limit": limits.COUNTED_MAX}
         if row["held"]:
-            return _Facts(row)
+            earlier = self._rows("why_recurs", tid=row["tid"])
+            return _Facts(row, detail=earlier[0] if earlier else {})
         if row["stalled"] == row["tid"]:
             before = self._number("why_gate", wid=row["wid"], ripe=row["ripe"], **place)
             return _Facts(row, before, gates=self._gates(row["work"]))

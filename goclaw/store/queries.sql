@@ -106,12 +106,18 @@ ifnull((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'aging_factor'), 16)
 -- At equal start the session goes first that was served longest ago (tie). One that comes from idle
 -- goes before all (tie 0) and is charged from V; who was away for less than a round does not (the
 -- heads that are there now, up to 64, are a round).
--- stays: its session was not idle since its last claim.
--- fragment: promote stays sid line sound
+-- At a gate without room it takes the place of the least urgent that was let in and is not claimed
+-- yet: lanes may be busy for long, and more urgent work of that kind does not wait for it to be picked.
+-- stays: its session was not idle since its last claim. ripe: its place at a gate, NULL for a new one.
+-- fragment: promote stays sid line sound ripe
 -- section
-<<come <<stays>> | <<sid>> | <<line>> | <<sound>>>>
+<<come <<stays>> | <<sid>> | <<line>> | <<sound>> | <<ripe>>>>
 
--- fragment: come stays sid line sound
+-- fragment: head_of stays sid line
+<<sid>>, <<line>>, :p_tid, :p_pool, :p_rank,
+        max(:p_v, :p_finish + (:p_tie > 0) * 1048576) - 1048576, :p_tie, <<stays>>, :p_ready_at,
+        :p_passed_at, :p_interactive, iif(:p_gated, :p_wid, NULL), :p_ripe
+-- fragment: come stays sid line sound ripe
 -- step: need
 SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
        t.kind = 'prompt' AS p_interactive, l.v AS p_v, ifnull(f.finish, 0) AS p_finish,
@@ -123,7 +129,8 @@ SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
                               WHERE h.sid = <<sid>> AND +h.pool = t.pool AND +h.rank = t.rank),
                   f.served_at + 1, 0), 0) AS p_tie,
        p.claims AS p_ready_at, l.passed AS p_passed_at, w.gated AS p_gated,
-       iif(w.gated = 0, 1, <<room <<sound>>>>) AS p_open
+       iif(w.gated = 0, NULL, ifnull(<<ripe>>, p.claims + <<aging>> * t.rank)) AS p_ripe,
+       iif(w.gated = 0, 1, <<room <<sound>>>>) AS p_open, 0 AS p_instead
   FROM sessions AS s
   JOIN tasks AS t ON t.tid = iif(<<line>> > 0 OR s.turn IS NULL,
              (SELECT q.tid FROM tasks AS q
@@ -146,7 +153,8 @@ SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
 SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
        t.kind = 'prompt' AS p_interactive, l.v AS p_v, ifnull(f.finish, 0) AS p_finish,
        ifnull(f.served_at + 1, 0) AS p_tie, p.claims AS p_ready_at, l.passed AS p_passed_at,
-       w.gated AS p_gated, iif(w.gated = 0, 1, <<room w.broken IS NULL>>) AS p_open
+       w.gated AS p_gated, iif(w.gated = 0, NULL, p.claims + <<aging>> * t.rank) AS p_ripe,
+       iif(w.gated = 0, 1, <<room w.broken IS NULL>>) AS p_open, 0 AS p_instead
   FROM tasks AS t
   JOIN works AS w ON w.wid = t.wid
   JOIN pools AS p ON p.pool = t.pool
@@ -163,19 +171,29 @@ SELECT t.tid AS p_tid, t.wid AS p_wid, t.pool AS p_pool, t.rank AS p_rank,
 SELECT 1 WHERE :p_open;
 -- step: run
 INSERT INTO heads (sid, line, tid, pool, rank, start, tie, stays, ready_at, passed_at, interactive,
-                   gate)
-VALUES (<<sid>>, <<line>>, :p_tid, :p_pool, :p_rank,
-        max(:p_v, :p_finish + (:p_tie > 0) * 1048576) - 1048576, :p_tie, <<stays>>, :p_ready_at,
-        :p_passed_at, :p_interactive, iif(:p_gated, :p_wid, NULL));
+                   gate, ripe)
+VALUES (<<head_of <<stays>> | <<sid>> | <<line>>>>);
 -- section
 -- step: need
 SELECT 1 WHERE :p_gated;
 -- step: run
-INSERT INTO stalled (sid, line, wid, tid, ripe)
-SELECT <<sid>>, <<line>>, :p_wid, :p_tid, :p_ready_at + <<aging>> * :p_rank WHERE NOT :p_open;
--- step: run
 UPDATE works SET tokens = tokens - 1, refill_mono = ifnull(refill_mono, 0)
  WHERE wid = :p_wid AND burst IS NOT NULL AND :p_open;
+-- step: run
+SELECT g.sid AS o_sid, g.line AS o_line, g.tid AS o_tid, g.ripe AS o_ripe, 1 AS p_instead
+  FROM heads AS g JOIN works AS w ON w.wid = :p_wid
+ WHERE NOT :p_open AND g.gate = :p_wid AND w.broken IS NULL AND g.ripe > :p_ripe
+ ORDER BY g.ripe DESC LIMIT 1;
+-- step: run
+DELETE FROM heads WHERE :p_instead AND sid = :o_sid AND line = :o_line;
+-- step: run
+INSERT INTO heads (sid, line, tid, pool, rank, start, tie, stays, ready_at, passed_at, interactive,
+                   gate, ripe)
+SELECT <<head_of <<stays>> | <<sid>> | <<line>>>> WHERE :p_instead;
+-- step: run
+INSERT INTO stalled (sid, line, wid, tid, ripe)
+SELECT iif(:p_instead, :o_sid, <<sid>>), iif(:p_instead, :o_line, <<line>>), :p_wid,
+       iif(:p_instead, :o_tid, :p_tid), iif(:p_instead, :o_ripe, :p_ripe) WHERE NOT :p_open;
 -- Who passes here next without a task of its own finds none of this one's.
 -- step: run
 SELECT 0 AS p_gated;
@@ -184,7 +202,7 @@ SELECT 0 AS p_gated;
 -- fragment: shut wid
 -- step: run
 INSERT INTO stalled (sid, line, wid, tid, ripe)
-SELECT h.sid, h.line, t.wid, h.tid, h.ready_at + <<aging>> * h.rank
+SELECT h.sid, h.line, t.wid, h.tid, ifnull(h.ripe, h.ready_at + <<aging>> * h.rank)
   FROM heads AS h JOIN tasks AS t ON t.tid = h.tid WHERE t.wid = <<wid>>;
 -- step: run
 DELETE FROM heads
@@ -204,13 +222,13 @@ UPDATE works SET broken = NULL, probe_mono = NULL, probe_ms = NULL,
 -- fragment: leave
 -- section
 -- step: need
-SELECT g.sid AS g_sid, g.line AS g_line
+SELECT g.sid AS g_sid, g.line AS g_line, g.ripe AS g_ripe
   FROM works AS w JOIN stalled AS g ON g.wid = w.wid
  WHERE w.wid = :wid AND w.gated = 1 AND <<room w.broken IS NULL>>
  ORDER BY g.ripe LIMIT 1;
 -- step: run
 DELETE FROM stalled WHERE sid = :g_sid AND line = :g_line;
-<<come 0 | :g_sid | :g_line | w.broken IS NULL>>
+<<come 0 | :g_sid | :g_line | w.broken IS NULL | :g_ripe>>
 
 -- Intents of an attempt that is over. Pure and keyed calls may be sent again; of all others nobody
 -- knows whether they happened (E-3); a worker's can be asked by nobody either.
@@ -254,7 +272,7 @@ DELETE FROM uniques WHERE tid = :tid;
 -- section
 -- step: need
 SELECT 1 WHERE <<freed>>;
-<<come 1 | :sid | :line | w.broken IS NULL>>
+<<come 1 | :sid | :line | w.broken IS NULL | NULL>>
 <<leave>>
 
 -- Nobody is asked any more: the task is over without an answer.
@@ -391,7 +409,7 @@ UPDATE sessions
    SET head = :event_id, link = :link, updated_at = :now, open = open + 1,
        tail = max(:tid, :tail + 1)
  WHERE sid = :sid;
-<<promote 0 | :sid | iif(:parallel, :wid, 0) | w.broken IS NULL>>
+<<promote 0 | :sid | iif(:parallel, :wid, 0) | w.broken IS NULL | NULL>>
 
 -- What a claim tells of its fairness.
 -- fragment: served
@@ -628,7 +646,7 @@ UPDATE tasks
  WHERE tid = :tid AND state IN ('RETRY_WAIT', 'SUSPENDED');
 -- step: run
 SELECT 'QUEUED' AS state;
-<<promote 0 | :sid | :line | w.broken IS NULL>>
+<<promote 0 | :sid | :line | w.broken IS NULL | NULL>>
 
 -- program: suspend tid token hash reason detail due_mono due_at now
 -- RUNNING to SUSPENDED: the lane is free, the session's turn is held, no budget is spent. What it
@@ -714,7 +732,7 @@ VALUES (:tid, json_object('taskId', :task_id, 'runId', :run_id, 'attempt', :atte
                           'state', :state, 'kept', :kept_count, 'repeated', :again_count,
                           'unknown', :unknown_count, 'eventId', :event_id, 'owner', :owner,
                           'sessionId', (SELECT session_id FROM sessions WHERE sid = :sid)));
-<<promote 0 | :sid | :line | w.broken IS NULL>>
+<<promote 0 | :sid | :line | w.broken IS NULL | NULL>>
 <<leave>>
 
 -- program: recovery_report sid most fence now
@@ -849,7 +867,7 @@ UPDATE tasks
  WHERE tid = :tid;
 -- step: run
 SELECT 'QUEUED' AS state;
-<<promote 0 | :sid | :line | w.broken IS NULL>>
+<<promote 0 | :sid | :line | w.broken IS NULL | NULL>>
 
 -- program: drop tid now
 -- Nobody wants this dead letter back: it keeps its history and is listed no more.
@@ -877,7 +895,7 @@ UPDATE tasks
        seq = (SELECT s.tail FROM sessions AS s WHERE s.sid = :sid)
  WHERE tid = :tid;
 <<event 1 | 'schedule.due' | json_object('at', :now)>>
-<<promote 0 | :sid | :line | w.broken IS NULL>>
+<<promote 0 | :sid | :line | w.broken IS NULL | NULL>>
 
 -- program: schedule task_id cron zone misfire
 -- The task that was just accepted recurs; a duplicate's does already.
@@ -898,11 +916,17 @@ SELECT 1 FROM tasks WHERE tid = :tid AND (held = 0 OR due_at >= :due_at);
 UPDATE tasks SET due_at = :due_at, updated_at = :now WHERE tid = :tid;
 <<event 1 | 'schedule.missed' | json_object('dueAt', :due_at)>>
 
--- program: recur last_tid task_id run_id trace due_at now
--- The next occurrence of a recurring task, as the last one; the schedule follows it.
+-- program: recur last_tid task_id run_id trace due_at session_limit now
+-- The next occurrence of a recurring task, as the last one; the schedule follows it. In a full queue
+-- it does not pile up: not while an earlier one has not ended. One that is due and one that waits may
+-- be there all the same, or schedules that fill the queue would never be due again.
 -- returns: tid
 -- step: need
-SELECT tid AS c_tid FROM schedules WHERE tid = :last_tid;
+SELECT tid AS c_tid, last_tid AS c_before FROM schedules WHERE tid = :last_tid;
+-- step: refuse queue_full
+SELECT 1 FROM tasks AS t JOIN sessions AS s ON s.sid = t.sid JOIN tasks AS b ON b.tid = :c_before
+ WHERE t.tid = :last_tid AND s.open >= :session_limit
+   AND b.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED');
 -- step: run
 SELECT (SELECT max(tid) + 1 FROM tasks) AS tid, s.sid, s.head AS event_id, s.salt, s.link,
        0 AS attempt
@@ -918,7 +942,7 @@ SELECT :tid, :task_id, :run_id, sid, :tid, line, wid, pool, kind, 'QUEUED', rank
 INSERT INTO task_payloads (tid, payload, key, client, origin)
 SELECT :tid, payload, NULL, client, origin FROM task_payloads WHERE tid = :last_tid;
 -- step: run
-UPDATE schedules SET tid = :tid WHERE tid = :last_tid;
+UPDATE schedules SET tid = :tid, last_tid = :last_tid WHERE tid = :last_tid;
 -- step: run
 UPDATE sessions SET open = open + 1 WHERE sid = :sid;
 <<event 1 | 'task.queued' | json_object('from', NULL, 'to', 'QUEUED', 'reason', 'recurring', 'dueAt', :due_at)>>
@@ -955,6 +979,8 @@ UPDATE works SET refill_mono = NULL WHERE wid = :wid AND tokens >= burst;
 
 -- program: gate_open wid now_mono probe_ms_max
 -- Time has passed at a gate: tokens come back, a probe may run, one line is let in if there is room.
+-- One probe at a time: not while one waits for a lane, nor while anything of this work runs, unless
+-- it has run for as long as any probe waits.
 -- let_in tells whether it is worth another call.
 -- returns: let_in
 -- step: run
@@ -962,9 +988,12 @@ SELECT 0 AS let_in, 0 AS g_probe;
 <<refill>>
 -- step: run
 SELECT 1 AS g_probe FROM works AS w
- WHERE w.wid = :wid AND w.broken IS NOT NULL AND w.probe_mono <= :now_mono;
+ WHERE w.wid = :wid AND w.broken IS NOT NULL AND w.probe_mono <= :now_mono
+   AND NOT EXISTS (SELECT 1 FROM heads AS h WHERE h.gate = w.wid)
+   AND (w.probe_mono <= :now_mono - :probe_ms_max
+        OR NOT EXISTS (SELECT 1 FROM tasks AS r WHERE r.wid = w.wid AND r.state = 'RUNNING'));
 -- step: need
-SELECT g.sid AS g_sid, g.line AS g_line, 1 AS let_in
+SELECT g.sid AS g_sid, g.line AS g_line, g.ripe AS g_ripe, 1 AS let_in
   FROM works AS w JOIN stalled AS g ON g.wid = w.wid
  WHERE w.wid = :wid AND <<room (w.broken IS NULL OR :g_probe)>>
  ORDER BY g.ripe LIMIT 1;
@@ -973,7 +1002,7 @@ UPDATE works SET probe_mono = :now_mono + probe_ms, probe_ms = min(2 * probe_ms,
  WHERE wid = :wid AND broken IS NOT NULL;
 -- step: run
 DELETE FROM stalled WHERE sid = :g_sid AND line = :g_line;
-<<promote 0 | :g_sid | :g_line | 1>>
+<<promote 0 | :g_sid | :g_line | w.broken IS NULL OR w.wid = :wid | :g_ripe>>
 -- section
 -- step: run
 UPDATE works SET gated = 0
@@ -1410,7 +1439,7 @@ SELECT 1 AS kind, 'run.forked' AS type,
        json_object('parentSessionId', :of_session, 'parentRunId', :of_run, 'parentEventId', :at,
                    'state', :was, 'stubbed', :stubbed) AS payload;
 <<event_when :was <> 'QUEUED' | 1 | 'task.requeued' | json_object('from', :was, 'to', 'QUEUED', 'reason', 'forked')>>
-<<promote 0 | :sid | :line | w.broken IS NULL>>
+<<promote 0 | :sid | :line | w.broken IS NULL | NULL>>
 
 -- program: policy_activate sid version text by now
 -- The policy that is in force from now on: stored before it is active, and told where the daemon's
@@ -1481,6 +1510,8 @@ SELECT <<aging>> AS old WHERE <<aging>> <> :factor;
 -- step: run
 UPDATE stalled
    SET ripe = ripe + (:factor - :old) * (SELECT rank FROM tasks WHERE tid = stalled.tid);
+-- step: run
+UPDATE heads SET ripe = ripe + (:factor - :old) * rank WHERE gate IS NOT NULL;
 -- step: run
 INSERT INTO meta (key, value) VALUES ('aging_factor', :factor)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value;
@@ -1684,30 +1715,30 @@ SELECT tid, lease_token FROM tasks WHERE state = 'RUNNING' AND lease_until_mono 
 SELECT tid FROM tasks WHERE due_mono IS NOT NULL AND due_mono <= :now_mono
  ORDER BY due_mono LIMIT :limit;
 
--- query: next_due
-SELECT min(due_mono) FROM tasks WHERE due_mono IS NOT NULL;
+-- query: next_due now
+SELECT min(due_mono) FROM tasks WHERE due_mono > :now;
 
 -- query: timeouts_due now_mono limit
 SELECT tid, lease_token, failures FROM tasks
  WHERE timeout_mono IS NOT NULL AND timeout_mono <= :now_mono ORDER BY timeout_mono LIMIT :limit;
 
--- query: next_timeout
-SELECT min(timeout_mono) FROM tasks WHERE timeout_mono IS NOT NULL;
+-- query: next_timeout now
+SELECT min(timeout_mono) FROM tasks WHERE timeout_mono > :now;
 
 -- query: deadlines_due now limit
 SELECT tid FROM tasks WHERE deadline_at IS NOT NULL AND deadline_at <= :now
  ORDER BY deadline_at LIMIT :limit;
 
--- query: next_deadline
-SELECT min(deadline_at) FROM tasks WHERE deadline_at IS NOT NULL;
+-- query: next_deadline now
+SELECT min(deadline_at) FROM tasks WHERE deadline_at > :now;
 
 -- query: held_due now limit
 SELECT t.tid, t.due_at, c.cron, c.zone, c.misfire
   FROM tasks AS t LEFT JOIN schedules AS c ON c.tid = t.tid
  WHERE t.held = 1 AND t.due_at <= :now ORDER BY t.due_at LIMIT :limit;
 
--- query: next_held
-SELECT min(due_at) FROM tasks WHERE held = 1;
+-- query: next_held now
+SELECT min(due_at) FROM tasks WHERE held = 1 AND due_at > :now;
 
 -- query: gates
 SELECT wid, work, most, burst, tokens, refill_mono, broken, probe_mono, waiting FROM gates;
@@ -1749,6 +1780,11 @@ SELECT t.tid, t.task_id, t.run_id, t.sid, t.kind, t.pool, t.state, t.reason, t.a
 
 -- query: why_task_by_tid tid
 <<why t.tid = :tid>>
+
+-- The occurrence before one that waits, while it has not ended.
+-- query: why_recurs tid
+SELECT b.task_id, b.state FROM schedules AS c JOIN tasks AS b ON b.tid = c.last_tid
+ WHERE c.tid = :tid AND b.state IN ('QUEUED', 'RUNNING', 'RETRY_WAIT', 'SUSPENDED');
 
 -- How many go before a task: of its line, of the ready ones of its pool, of those at its gate.
 -- query: why_line sid line seq limit
@@ -1898,8 +1934,8 @@ SELECT approval_id, ordinal, digest, state, option_id, allowed, answered_by FROM
 SELECT approval_id FROM approvals WHERE state = 'open' AND expires_at <= :now
  ORDER BY expires_at LIMIT :limit;
 
--- query: next_expiry
-SELECT min(expires_at) FROM approvals WHERE state = 'open';
+-- query: next_expiry now
+SELECT min(expires_at) FROM approvals WHERE state = 'open' AND expires_at > :now;
 
 -- query: signals_of_task tid
 SELECT name, payload FROM signals WHERE tid = :tid;

@@ -30,6 +30,11 @@ class Crowd:
         self.most: Counter[str] = Counter()
         self.begun: list[tuple[str, int]] = []
 
+    async def sleeper(self, attempt: Attempt) -> Outcome:
+        """Takes as long, and counts nothing."""
+        await passes(self.ms)
+        return Succeeded()
+
     def play(self, house: Home, name: str) -> None:
         async def run(attempt: Attempt) -> Outcome:
             self.begun.append((name, house.clock.mono_ms()))
@@ -95,6 +100,55 @@ def test_who_waits_at_a_gate_ages_as_configured_now(home: Path, then: int, now: 
     tasks = house.live(line_up, aging_factor=then)
     _, less, more = tasks
     assert house.live(order, aging_factor=now) == ([less, more] if now == 2 else [more, less])
+
+
+@pytest.mark.req("Q-8", "Q-16", "Q-17")
+@pytest.mark.parametrize("bound", ["1 at once", "2 at once", "1/min"])
+def test_more_urgent_work_takes_the_place_of_what_a_gate_let_in_and_no_lane_took(
+    home: Path, bound: str
+) -> None:
+    """The lane is busy with other work, and the gate has let in as many of the least urgent as may
+    be; whoever is more urgent goes before them, and they keep their places behind."""
+    house = Home(home, lanes=1, bounds=f"tool:narrow {bound}")
+    house.plays["wide"] = Crowd(60_000).sleeper
+
+    async def main(world: World) -> None:
+        wide = [await world.tool(await world.session(), "wide", priority=5) for _ in range(12)]
+        await passes(1_000)
+        least = [await world.tool(await world.session(), "narrow", priority=1) for _ in range(3)]
+        await passes(1_000)
+        most = [await world.tool(await world.session(), "narrow", priority=9) for _ in range(2)]
+        before = len(house.plays.begun)
+        for task in (*most, *wide, *least):
+            assert await world.ended(task) == "SUCCEEDED"
+        begun = [task for task, _ in house.plays.begun]
+        assert begun.index(most[0].task_id) == before  # the next claim of all
+        narrow = [task.task_id for task in (*most, *least)]
+        assert [task for task in begun if task in narrow] == narrow
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-8", "Q-16")
+def test_who_is_put_back_at_a_gate_ages_all_the_same(home: Path) -> None:
+    """More urgent work of its kind comes without an end: the least urgent goes first once its place
+    is the oldest, however often it had to give it up."""
+    house = Home(home, lanes=1, aging_factor=4, bounds="tool:narrow 1 at once")
+    house.plays["narrow"] = house.plays["wide"] = Crowd(1_000).sleeper
+
+    async def main(world: World) -> None:
+        wide = await world.session()
+        for _ in range(200):
+            await world.tool(wide, "wide", priority=5, parallel=True)
+        least = await world.tool(await world.session(), "narrow", priority=4)
+        turns = 0
+        while await world.state(least) != "SUCCEEDED" and turns < 30:
+            turns += 1
+            more = await world.tool(await world.session(), "narrow", priority=5)
+            assert await world.ended(more) == "SUCCEEDED"
+        assert 1 <= turns <= 6
+
+    house.live(main)
 
 
 @pytest.mark.req("Q-16")
@@ -171,6 +225,45 @@ def test_one_fingerprint_in_several_tasks_opens_the_breaker(home: Path) -> None:
         for task in tasks:
             assert await world.ended(task) == "SUCCEEDED"
         assert len(calls) <= 30 + opened + 4
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-7")
+@pytest.mark.parametrize("takes_ms", [10, 45_000])
+def test_one_probe_runs_at_a_time(home: Path, takes_ms: int) -> None:
+    """Not several that were let in while all lanes were busy, nor a second while one runs."""
+    house = Home(home, lanes=3, backoff_ms_min=100, backoff_ms_max=100, max_attempts=50)
+    house.plays["wide"] = Crowd(200_000).sleeper
+    running = most = 0
+    broken = False
+
+    async def far(attempt: Attempt) -> Outcome:
+        nonlocal running, most
+        running += 1
+        most = max(most, running) if broken else 0
+        await passes(takes_ms if broken else 10)
+        running -= 1
+        what = f"refused {attempt.task.task_id} {len(house.plays.order)}" if broken else "refused"
+        return Failed("refused", "no", retryable=True, fingerprint=what)
+
+    house.plays["far"] = far
+
+    async def main(world: World) -> None:
+        nonlocal broken
+        for _ in range(9):
+            await world.tool(await world.session(), "far")
+        while not any(row[6] for row in await world.engine.database.read("gates")):
+            await passes(50)
+        await passes(1_000)
+        broken = True
+        wide = [await world.tool(await world.session(), "wide") for _ in range(3)]
+        for task in wide:
+            assert await world.ended(task) == "SUCCEEDED"
+        known = house.plays.order.count("far")
+        await passes(limits.BREAKER_PROBE_MS_MAX)
+        assert house.plays.order.count("far") > known
+        assert most == 1
 
     house.live(main)
 

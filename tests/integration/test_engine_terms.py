@@ -11,7 +11,7 @@ import pytest
 from engine_support import Home, World, passes, settled
 
 from goclaw.core import limits
-from goclaw.core.errors import IdempotencyConflict, InvalidParams
+from goclaw.core.errors import IdempotencyConflict, InvalidParams, QueueFull
 from goclaw.core.records import Call, Done, Failed, Succeeded, Terms
 from goclaw.core.states import EffectClass
 from goclaw.engine.recurrence import Recurrence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from goclaw.core.records import Attempt, Outcome
 
 HOUR = 3_600_000
+MINUTE = 60_000
 
 
 async def never(attempt: Attempt) -> Outcome:
@@ -170,6 +171,68 @@ def test_occurrences_that_nobody_was_there_for(home: Path, misfire: str, runs: i
     wall_ns = house.clock.wall_offset_ms * 1_000_000 + house.clock.ns
     house.clock.ns += 5 * hour_ns - wall_ns % hour_ns + 1_800_000_000_000
     house.live(second, limit_s=4 * 3600)
+
+
+@pytest.mark.req("Q-10", "Q-12", "Q-14")
+@pytest.mark.parametrize("bound", ["session_limit", "total_limit"])
+@pytest.mark.parametrize("misfire", ["skip", "once", "all"])
+def test_occurrences_do_not_pile_up_beyond_the_bound(home: Path, bound: str, misfire: str) -> None:
+    """One hangs and the queue is full: the next waits, and none of them is lost that its misfire
+    rule keeps."""
+    house = Home(home, lease_ms=600_000, **{bound: 4})
+    go_on = asyncio.Event()
+
+    async def tick(attempt: Attempt) -> Outcome:
+        await go_on.wait()
+        return Succeeded()
+
+    house.plays["tick"] = tick
+
+    async def main(world: World) -> None:
+        terms = Terms(recurrence=("* * * * *", "UTC", misfire))
+        first = await world.tool(await world.session(), "tick", terms=terms)
+        due = (await world.engine.task(first.task_id))["due_at"]
+        most = 0
+        while world.clock.wall_ms() < due + 10 * MINUTE + 30_000:
+            await passes(10_000)
+            most = max(most, world.engine.open_tasks())
+        assert most == 4
+        (waiting,) = [
+            row
+            for row in await world.engine.tasks(sid=None, before=None, state="QUEUED", limit=9)
+            if row["due_at"] is not None
+        ]
+        if misfire != "skip":  # that one is left out, and looks at the next
+            _, (reason,) = await world.engine.why.explain(waiting["task_id"])
+            assert reason.code == "queue_full"
+        go_on.set()
+        await passes(10_000)
+        assert world.engine.open_tasks() == 1  # the one that waits for the next minute
+        # One hung, two waited behind it, and who was due then waited for room.
+        runs = {"skip": 3, "once": 4, "all": 11}[misfire]
+        assert house.plays.order == ["tick"] * runs or (misfire, len(house.plays.order)) == (
+            "skip", 4,
+        )  # fmt: skip
+
+    house.live(main)
+
+
+@pytest.mark.req("Q-10", "Q-12")
+def test_schedules_that_fill_the_queue_are_due_all_the_same(home: Path) -> None:
+    house = Home(home, session_limit=2)
+
+    async def main(world: World) -> None:
+        session = await world.session()
+        for name in ("one", "two"):
+            await world.tool(session, name, terms=Terms(recurrence=("0 * * * *", "UTC", "once")))
+        with pytest.raises(QueueFull):
+            await world.tool(session, "three")
+        await passes(3 * HOUR)
+        assert house.plays.order.count("one") >= 2
+        assert house.plays.order.count("two") >= 2
+        assert world.engine.open_tasks() == 2
+
+    house.live(main, limit_s=24 * 3600)
 
 
 @pytest.mark.req("Q-12", "Q-11")

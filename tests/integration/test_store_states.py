@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import orjson
 import pytest
 import store_support as support
@@ -558,3 +559,37 @@ def test_who_comes_back_stands_before_all_who_come_later(store: support.Store) -
         token = b"u%d" % number
         assert store.claim(token)["tid"] == tid
         store.must("complete", tid=tid, token=token, hash=b"h", stop_reason="end_turn", result=b"1")
+
+
+@pytest.mark.req("Q-7", "Q-9")
+def test_a_gate_that_opens_lets_in_its_own_work_only(store: support.Store) -> None:
+    """A task that came back again and again waits at a broken gate; behind it in the line comes one
+    of another broken work. The probe is the first one's, and the other gate stays closed."""
+    sid = store.session()
+    failing_for_good = {"code": "c", "message": "m", "retryable": 0, "poison": 3, "hash": b"h"}
+    claims = iter(range(100))
+
+    def fails() -> None:
+        token = b"t%d" % next(claims)
+        store.must("fail", tid=store.claim(token)["tid"], token=token, **failing_for_good)
+
+    pair = [store.enqueue(sid, kind="tool", work="tool:broken") for _ in range(2)]
+    fails()
+    fails()
+    for order in (pair, pair[::-1]) * 3:
+        for tid in order:
+            store.must("redrive", tid=tid, session_limit=99)
+        fails()
+        fails()
+    with apsw.Connection(str(store.path)) as connection:
+        connection.execute("INSERT INTO works (work, pool) VALUES ('tool:other', '')")
+        connection.execute("UPDATE works SET gated = 1, broken = 'f', probe_ms = 10")
+        connection.execute("UPDATE works SET probe_mono = iif(work = 'tool:other', 1 << 40, 100)")
+        ((wid,),) = connection.execute("SELECT wid FROM works WHERE work = 'tool:broken'")
+    store.must("redrive", tid=pair[0], session_limit=99)
+    store.enqueue(sid, kind="tool", work="tool:other")
+    assert store.claim(b"nobody")["tid"] is None
+    assert store.must("gate_open", wid=wid, now_mono=100, probe_ms_max=100)["let_in"] == 1
+    assert store.claim(b"probe")["tid"] == pair[0]
+    assert store.claim(b"nobody else")["tid"] is None
+    support.obey(store.path)

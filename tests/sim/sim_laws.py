@@ -151,7 +151,8 @@ class Laws:
             given = parts[0].given
             sid = given["sid"] if "sid" in given else self.tasks[given["tid"]].sid
             session = self.sessions[sid]
-            hold(session.open >= self.session_limit, "Q-10", "refused with room left", session.open)
+            full = session.open >= self.session_limit or self.open >= self.total_limit
+            hold(full, "Q-10", "refused with room left", session.open)
         elif code == "idempotency_conflict" and parts[0].program == "enqueue":
             given = parts[0].given
             known = self.keys.get((given["sid"], given["key"]))
@@ -269,6 +270,10 @@ class Laws:
     def _recur(self, given: dict[str, Any], tid: int) -> None:
         """The next occurrence, as the last one."""
         last = self.tasks[given["last_tid"]]
+        room = self.sessions[last.sid].open < self.session_limit and self.open < self.total_limit
+        before = last.terms.chain.last if last.terms.chain is not None else None
+        alone = before is None or not before.is_open
+        hold(room or alone, "Q-10", "an occurrence beyond the bound", last.task_id)
         terms = Terms(given["due_at"], last.terms.timeout_ms, None, None)
         task = Task(
             tid, last.sid, given["task_id"], given["run_id"], last.pool, last.kind, last.serial,

@@ -27,6 +27,8 @@ class Chain:
     waiting: Task | None = None
     given: set[int] = field(default_factory=set)
     """The times of its occurrences so far."""
+    last: Task | None = None
+    """The occurrence before the one that waits."""
 
 
 @dataclass(slots=True)
@@ -95,7 +97,7 @@ class TermLaws:
         hold(due_at not in chain.given, "Q-12", chain.name, "is due twice at", due_at)
         hold(due_at > max(chain.given), "Q-12", chain.name, "goes back to", due_at)
         chain.given.add(due_at)
-        chain.waiting, task.terms.chain = task, chain
+        chain.last, chain.waiting, task.terms.chain = last, task, chain
 
     def due(self, task: Task, now: int) -> None:
         """It takes its place in line."""

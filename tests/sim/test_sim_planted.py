@@ -419,7 +419,7 @@ PLANTED: dict[str, tuple[Plant, tuple[str, ...], str, str]] = {
     ),
     "a kill between two occurrences": (a_kill_between_two_occurrences, NATIVE, "Q-12", "recurring"),
     "the next occurrence comes too late": (
-        the_next_occurrence_comes_too_late, NATIVE, "Q-12", "recurring",
+        the_next_occurrence_comes_too_late, NATIVE, "Q-12|Q-10", "recurring",
     ),
     "a deadline is ignored": (
         asked(
