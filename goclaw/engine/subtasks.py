@@ -10,6 +10,7 @@ crash leaves: a parent that nobody woke, children of a parent that ended; ``star
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
@@ -17,6 +18,7 @@ import orjson
 from goclaw.core import limits, log
 from goclaw.core.errors import GoclawError, QueueFull, StorageFailed
 from goclaw.core.records import Done
+from goclaw.core.services import keep_running
 from goclaw.core.states import TERMINAL, State
 from goclaw.store import rows
 
@@ -132,7 +134,7 @@ class Subtasks:
         await self._cancel(task_id, "parent_ended")
 
     def _later(self, chore: Callable[[_T], Coroutine[Any, Any, None]], about: _T) -> None:
-        self._keep(asyncio.ensure_future(_insisted(chore, about)))
+        self._keep(keep_running("sub-tasks", partial(_insisted, chore, about)))
 
     def _keep(self, task: asyncio.Task[Any]) -> None:
         self._chores.add(task)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import pytest
 from engine_support import Home, World, passes, settled
+from test_engine_subtasks import Family
 
 from goclaw.core.decisions import Context, Decision, Origin, Subject, SubjectKind, Verdict
 from goclaw.core.metrics import SERVICE_FAULTS
@@ -139,6 +140,20 @@ def test_leases_are_looked_after_again(
         assert faults(what) == before + 1
 
     house.live(main)
+
+
+@pytest.mark.req("Q-9")
+def test_a_parent_is_woken_although_that_failed_once(home: Path) -> None:
+    family, before = Family(home), faults("sub-tasks")
+
+    async def main(world: World) -> None:
+        subtasks = world.engine.subtasks
+        subtasks._wake = failing(1, subtasks._wake)
+        parent = await world.prompt(await world.session(), "parent")
+        assert await world.ended(parent) == "SUCCEEDED"
+        assert faults("sub-tasks") == before + 1
+
+    family.house.live(main)
 
 
 @pytest.mark.req("I-3")
