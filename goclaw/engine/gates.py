@@ -127,16 +127,20 @@ class Gates:
         most = self._bounds[work].most if work in self._bounds else None
         if most is not None and self._running[work] >= most:
             return limits.GATE_WAIT_MS
-        now_mono = self._clock.mono_ms()
-        committed = await self._database.write(
-            "gate_pass", live=True, work=work, now_mono=now_mono,
-            probe_ms_max=limits.BREAKER_PROBE_MS_MAX,
-        )  # fmt: skip
-        until: int | None = committed.parts[0][0]
-        if until is not None:
-            return max(1, until - now_mono)
-        self._running[work] += 1
-        return None
+        self._running[work] += 1  # others may ask before this one's answer is there
+        passed = False
+        try:
+            now_mono = self._clock.mono_ms()
+            committed = await self._database.write(
+                "gate_pass", live=True, work=work, now_mono=now_mono,
+                probe_ms_max=limits.BREAKER_PROBE_MS_MAX,
+            )  # fmt: skip
+            until: int | None = committed.parts[0][0]
+            passed = until is None
+        finally:
+            if not passed:
+                self._running[work] -= 1
+        return None if until is None else max(1, until - now_mono)
 
     async def left(self, work: str, *, well: bool) -> None:
         """A call that passed has ended; one that went well closes an open breaker."""

@@ -371,6 +371,36 @@ def test_calls_inside_runs_keep_the_bound_and_the_rate(home: Path) -> None:
     house.live(main)
 
 
+@pytest.mark.req("Q-16")
+def test_calls_that_come_to_a_gate_in_one_moment_keep_its_bound(home: Path) -> None:
+    """None of them has passed while the others ask."""
+    house = Home(home, lanes=4, bounds="tool:far 1 at once")
+    running = most = 0
+
+    async def dispatch(key: str, cancelled: asyncio.Event) -> Done:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await passes(500)
+        running -= 1
+        return Done(b"1")
+
+    async def asks(attempt: Attempt) -> Outcome:
+        await attempt.perform([Call("tool", "far", b"{}", EffectClass.KEYED, dispatch)])
+        return Succeeded()
+
+    house.plays["asks"] = asks
+
+    async def main(world: World) -> None:
+        prompts = [await world.prompt(await world.session(), "asks") for _ in range(4)]
+        world.engine.open_lanes()
+        for prompt in prompts:
+            assert await world.ended(prompt) == "SUCCEEDED"
+        assert most == 1
+
+    house.live(main, lanes=False)
+
+
 @pytest.mark.req("Q-16", "E-1")
 @pytest.mark.parametrize("bound", ["1 at once", "2/s", "1 at once, 2/s"])
 def test_an_answer_with_more_calls_than_its_gate_lets_in_comes_to_its_end(
