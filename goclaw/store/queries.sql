@@ -1604,7 +1604,7 @@ SELECT task_id, state, attempt FROM tasks WHERE sid = :sid ORDER BY tid;
 
 -- query: effect_states sid
 SELECT t.task_id, e.ordinal, e.state FROM tasks AS t JOIN effects AS e ON e.tid = t.tid
- WHERE t.sid = :sid ORDER BY e.tid, e.ordinal;
+ WHERE t.sid = :sid ORDER BY t.tid, e.ordinal;
 
 -- query: chain_of_session sid
 SELECT salt, link, head, oldest FROM sessions WHERE sid = :sid;

@@ -143,12 +143,14 @@ def test_leases_are_looked_after_again(
 
 
 @pytest.mark.req("Q-9")
-def test_a_parent_is_woken_although_that_failed_once(home: Path) -> None:
+def test_a_parent_is_woken_although_that_failed_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     family, before = Family(home), faults("sub-tasks")
 
     async def main(world: World) -> None:
         subtasks = world.engine.subtasks
-        subtasks._wake = failing(1, subtasks._wake)
+        monkeypatch.setattr(subtasks, "_wake", failing(1, subtasks._wake))
         parent = await world.prompt(await world.session(), "parent")
         assert await world.ended(parent) == "SUCCEEDED"
         assert faults("sub-tasks") == before + 1
