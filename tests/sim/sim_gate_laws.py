@@ -42,6 +42,8 @@ class Breaker:
 
     fingerprint: str
     since_mono: int
+    wait_ms: int
+    """As it was when it opened: a story's limits are its own, and a boot is between two lives."""
     probes: int = 0
     extra: int = 0
     """Each boot of the machine may let one more in: monotonic times mean nothing any more."""
@@ -88,7 +90,7 @@ class GateLaws:
             work.faults.clear()
 
     def _due(self, breaker: Breaker, mono: int) -> int:
-        return max(0, mono - breaker.since_mono) // limits.BREAKER_PROBE_MS
+        return max(0, mono - breaker.since_mono) // breaker.wait_ms
 
     def began(self, name: str, running: int, mono: int) -> None:
         """An attempt of that work was claimed; ``running`` counts it too."""
@@ -124,7 +126,7 @@ class GateLaws:
         due = enough and work.breaker is None
         hold(opened == due, "Q-7", f"the breaker of {name} opened: {opened}, and it was due: {due}")
         if opened:
-            work.breaker = Breaker(fingerprint, mono)
+            work.breaker = Breaker(fingerprint, mono, limits.BREAKER_PROBE_MS)
 
     def went_well(self, name: str) -> None:
         """A task, or a call, of that work came to a good end: an open breaker closes."""

@@ -151,7 +151,9 @@ class Laws:
             given = parts[0].given
             sid = given["sid"] if "sid" in given else self.tasks[given["tid"]].sid
             session = self.sessions[sid]
-            full = session.open >= self.session_limit or self.open >= self.total_limit
+            # Of a recurring one the daemon counts what is on its way, too: it may come later.
+            by_all = any(part.given.get("session_limit") == 0 for part in parts)
+            full = session.open >= self.session_limit or by_all
             hold(full, "Q-10", "refused with room left", session.open)
         elif code == "idempotency_conflict" and parts[0].program == "enqueue":
             given = parts[0].given

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SEEDS = int(os.environ.get("GOCLAW_SIM_SEEDS", "75"))
 FEW = 15
-FOUND = (779, 876, 1817, 3677, 7472)
+FOUND = (779, 876, 937, 1668, 1817, 3561, 3677, 7472)
 """Seeds that the soak found something with, once mended."""
 BUILD = "native" if _fast.NATIVE else "pure"
 
