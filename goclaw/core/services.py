@@ -33,10 +33,13 @@ def keep_running(
 
 
 async def _kept(name: str, service: Callable[[], Coroutine[object, object, None]]) -> None:
+    loop = asyncio.get_running_loop()
     while True:
         try:
             await service()
         except Exception as error:
+            if not loop.is_running():
+                return  # thrown away with its loop: nobody waits for it
             SERVICE_FAULTS[name] += 1
             _log.critical(
                 "a service failed; it begins again", exc_info=True,
@@ -44,5 +47,5 @@ async def _kept(name: str, service: Callable[[], Coroutine[object, object, None]
             )  # fmt: skip
         else:
             return
-        never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        never: asyncio.Future[None] = loop.create_future()
         await asyncio.wait([never], timeout=limits.SERVICE_PAUSE_MS / 1000)
