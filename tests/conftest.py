@@ -7,6 +7,7 @@ fixtures of one floor, which stand in that folder's conftest.
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 import re
 import shutil
@@ -196,6 +197,18 @@ def pytest_terminal_summary(
             f"{len(ALL_IDS) - len(missing)} of {len(ALL_IDS)} ids have a test"
         )
         terminalreporter.write_line("without a test: " + (" ".join(missing) or "none"))
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """It hears goclaw, too, where an earlier test of this process had goclaw's own log open."""
+    ours = logging.getLogger("goclaw")
+    before = ours.propagate, ours.level
+    ours.propagate = True
+    ours.setLevel(logging.NOTSET)
+    yield caplog
+    ours.propagate, level = before
+    ours.setLevel(level)
 
 
 @pytest.fixture

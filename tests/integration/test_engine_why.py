@@ -554,7 +554,9 @@ def test_what_a_suspended_task_waits_for(home: Path) -> None:
             f"a no at {at}.",
             approval.expires_at,
         )  # fmt: skip
-        assert own.command == f"goclaw approvals answer {approval.approval_id} allow|reject"
+        assert own.command == (
+            f"goclaw approvals answer {approval.approval_id} allow|allow_session|reject"
+        )
         (sleep,) = await why(world, slept)
         assert sleep.code == "sleep"
         await passes((sleep.until_ms or 0) - world.clock.wall_ms())

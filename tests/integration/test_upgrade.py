@@ -23,7 +23,7 @@ from goclaw.ops import backup
 from goclaw.ops.rehearsal import Rehearsed, rehearse
 from goclaw.policy.redact import Redactor
 from goclaw.store import copies, database, database_files, open_database
-from goclaw.store.schema import migrations
+from goclaw.store.schema import migrate, migrations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ def rehearsed(place: World) -> Rehearsed:
 
 def test_an_older_database_is_backed_up_before_it_is_migrated(place: World) -> None:
     place.lines("init")
-    open_database(place.home.root, schema=SHIPPED[:-1]).close()
+    migrate(database_files(place.home.root)[0], SHIPPED[:-1])
     place.lines("run", '/sha256 {"text": "a"}')
     (kept,) = place.lines("backup", "list")
     assert kept["schema"] == len(SHIPPED) - 1
@@ -152,7 +152,7 @@ def test_it_says_what_parked_runs_will_do(place: World, monkeypatch: pytest.Monk
             task["taskId"].replace("task", "run"): "worker",
         }  # fmt: skip
         assert (runs[same]["state"], runs[same]["effects"]) == ("SUSPENDED", 4)
-        assert "at effect 1" in runs[diverging]["detail"]
+        assert "at effect 0" in runs[diverging]["detail"]
         assert "script.json" in runs[refused]["detail"]
         assert (told["ok"], told["more"]) == (False, False)
         assert told["schema"] == {"from": len(SHIPPED), "to": len(SHIPPED)}

@@ -25,7 +25,9 @@ async def test_state_and_reasons_with_what_moves_the_task(house: House) -> None:
     (one,) = found["because"]
     assert set(one) == {"code", "text", "until", "command"}
     assert (one["code"], one["until"]) == ("approval", approval["expiresAt"])
-    assert one["command"] == f"goclaw approvals answer {approval['approvalId']} allow|reject"
+    assert one["command"] == (
+        f"goclaw approvals answer {approval['approvalId']} allow|allow_session|reject"
+    )
     assert wall_ms_of(one["until"]) > house.engine.clock.wall_ms()
     params = {"sessionId": session, "tool": "x", "arguments": {}}
     behind = (await client.call("_goclaw/task/submit", params))["taskId"]

@@ -218,7 +218,8 @@ def finished(connection: Connection) -> int:
 
 
 def whole_messages(connection: Connection) -> list[str]:
-    """What was said, by message; a message that a kill cut short gives way to its repetition."""
+    """What was said, by message; one that a kill cut short gives way to its repetition, which a
+    load tells apart."""
     by_id: dict[str, str] = {}
     for update in updates(connection):
         if update["sessionUpdate"] == "agent_message_chunk":
@@ -228,5 +229,5 @@ def whole_messages(connection: Connection) -> list[str]:
     return [
         text
         for at, text in enumerate(said)
-        if at + 1 == len(said) or not said[at + 1].startswith(text)
+        if at + 1 == len(said) or not said[at + 1].startswith(text.removesuffix(" (interrupted)"))
     ]
