@@ -76,6 +76,7 @@ class Audit:
         self._copied = 0
         self._prune_due_ms = clock.mono_ms()
         self._turn = asyncio.Lock()
+        self._walk = asyncio.Lock()  # nothing is forgotten while the chain is read
         self._closed = False
 
     # -- the file ------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class Audit:
             self._stirred.clear()
             try:
                 await self.copied()
-                if self._clock.mono_ms() >= self._prune_due_ms:
+                if self._clock.mono_ms() >= self._prune_due_ms and not self._walk.locked():
                     self._prune_due_ms = self._clock.mono_ms() + limits.AUDIT_PRUNE_MS
                     await self.prune()
             except (GoclawError, OSError) as error:
@@ -136,8 +137,12 @@ class Audit:
 
         With each lot a record commits that says which link the chain begins behind, so that what
         is left is proved as before. A chain with a fault among the old ones keeps all of them:
-        they are the evidence.
+        they are the evidence. It waits for a ``verify`` under way.
         """
+        async with self._walk:
+            return await self._pruned()
+
+    async def _pruned(self) -> int:
         gone = 0
         cutoff_ms = self._clock.wall_ms() - limits.AUDIT_RETENTION_MS
         while old := await self._old(cutoff_ms):
@@ -208,7 +213,11 @@ class Audit:
     async def verify(self) -> Found:
         """Walk the chain from its beginning, and the file beside it; any record that was removed,
         changed or moved is a fault. Where old records went, it begins behind them, and one of those
-        that are left must say so. Changes nothing."""
+        that are left must say so. Changes nothing; old ones are kept meanwhile."""
+        async with self._walk:
+            return await self._verified()
+
+    async def _verified(self) -> Found:
         await self.copied()
         # Both may grow meanwhile; the file is never shorter than what has been copied.
         faults: list[Fault] = []

@@ -260,6 +260,24 @@ def test_what_is_old_goes_and_the_rest_is_proved_as_before(home: Path, sink: Pat
     asyncio.run(body())
 
 
+@pytest.mark.req("S-5", "A-8")
+def test_nothing_is_forgotten_while_the_chain_is_read(home: Path, sink: Path) -> None:
+    """A record that goes under a walk would look like one that somebody removed."""
+
+    async def body() -> None:
+        async with World(home, sink, open_lanes=False) as world:
+            await written(world, home, 2 * limits.READ_ROWS_MAX)
+            later = audit_of(world, home, OLD_MS)
+            await later.start()
+            found, gone = await asyncio.gather(later.verify(), later.prune())
+            assert (found.records, found.faults) == (2 * limits.READ_ROWS_MAX, [])
+            assert gone == 2 * limits.READ_ROWS_MAX
+            assert (await later.verify()).faults == []
+            await later.close()
+
+    asyncio.run(body())
+
+
 @pytest.mark.req("S-5")
 def test_many_old_records_go_in_lots(home: Path, sink: Path) -> None:
     async def body() -> None:
