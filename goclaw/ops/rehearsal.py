@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Parked", "Rehearsed", "rehearse"]
 
-# What a start takes up again: the others have not begun, or have ended.
-_PARKED = (State.RUNNING, State.RETRY_WAIT, State.SUSPENDED)
+# What a start takes up again, those that wait for a lane last: most of them have not begun.
+_PARKED = (State.RUNNING, State.RETRY_WAIT, State.SUSPENDED, State.QUEUED)
 _FOLDER = "rehearsal"
 
 
@@ -152,20 +152,28 @@ async def _parked(
         return archive.fetch(query, **arguments)
 
     found: list[Parked] = []
-    for state in _PARKED:
-        room = limits.REHEARSED_RUNS_MAX - len(found)
-        page = archive.fetch(
-            "tasks_listed", sid=None, pool=None, before=1 << 62, state=state, limit=room + 1
-        )
-        for row in rows("task_by_id", page[:room]):
-            if row["pool"]:
-                its = f"its worker in the pool {row['pool']} knows"
-                found.append(Parked(row["run_id"], row["state"], 0, "worker", its))
-            else:
-                found.append(await _made_again(read, runner, row, repeatable, cleaner))
-        if len(page) > room:
+    for row in _begun(archive):
+        if len(found) == limits.REHEARSED_RUNS_MAX:
             return found, True
+        if row["pool"]:
+            its = f"its worker in the pool {row['pool']} knows"
+            found.append(Parked(row["run_id"], row["state"], 0, "worker", its))
+        else:
+            found.append(await _made_again(read, runner, row, repeatable, cleaner))
     return found, False
+
+
+def _begun(archive: Archive) -> Iterator[dict[str, Any]]:
+    """The open tasks that have had an attempt, by state, newest first."""
+    for state in _PARKED:
+        before = 1 << 62
+        while page := archive.fetch(
+            "tasks_listed", sid=None, pool=None, before=before, state=state,
+            limit=limits.READ_ROWS_MAX,
+        ):  # fmt: skip
+            found = list(rows("task_by_id", page))
+            before = found[-1]["tid"]
+            yield from (row for row in found if row["attempt"])
 
 
 async def _made_again(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import store_support as support
-from roof_support import World, script_file, world
+from roof_support import DEADLINE_MS, World, read_until, script_file, world
 
 from goclaw.brains import REPEATABLE
 from goclaw.cli.replay import runner_of
@@ -161,6 +162,17 @@ def test_it_says_what_parked_runs_will_do(place: World, monkeypatch: pytest.Monk
     monkeypatch.setattr(limits, "REHEARSED_RUNS_MAX", 2)
     found = rehearsed(place)
     assert (len(found.runs), found.more) == (2, True)
+
+
+def test_a_run_that_went_back_to_the_queue_is_made_once_more(place: World) -> None:
+    brain = script_file(place.cwd, [{"say": "a b", "chunks": 2, "delayMs": 60_000}])
+    child = place.popen("run", "go", "--brain", brain, "--json")
+    run = read_until(child, "task.running")["runId"]
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=DEADLINE_MS / 1000)
+    place.lines("run", '/sha256 {"text": "a"}')  # the home is free, and this one has ended
+    (found,) = rehearsed(place).runs
+    assert (found.run_id, found.state, found.verdict) == (run, "QUEUED", "goes_on")
 
 
 def test_what_cannot_be_rehearsed_is_refused(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
