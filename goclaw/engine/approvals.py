@@ -77,8 +77,8 @@ class Approvals:
         return self._database.bind(
             "grant_put", grant_id=self._clock.new_id("grant"), sid=approval.sid,
             tool=granted["tool"], resources=orjson.dumps(granted["resources"]).decode(),
-            digests="[]", uses=limits.GRANT_USES_MAX, until_at=now + limits.GRANT_MS_MAX, by=by,
-            now=now,
+            digests=orjson.dumps(granted["digests"]).decode(), uses=limits.GRANT_USES_MAX,
+            until_at=now + limits.GRANT_MS_MAX, by=by, now=now,
         )  # fmt: skip
 
     @property

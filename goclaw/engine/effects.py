@@ -402,7 +402,9 @@ class Journal:
         if not asking or not entry.is_policys_question:
             return False
         resources = [one.resource for one in asking]
-        for grant_id in await self._grants.for_call(call.name, task.sid, resources, entry.digest):
+        for grant_id in await self._grants.for_call(
+            call.name, task.sid, resources, entry.digest, entry.question_digest
+        ):
             answer = self.bind(
                 "grant_use", grant_id=grant_id, approval_id=self._clock.new_id("approval"),
                 ordinal=entry.ordinal, digest=entry.digest, request=b"{}",
@@ -735,13 +737,26 @@ class _Entry:
 
     @property
     def sessions(self) -> dict[str, Any] | None:
-        """What a yes for the session would grant: this tool on these very resources; None where
-        a yes is good for one call only."""
+        """What a yes for the session would grant: this tool on these very resources, where the same
+        question comes; None where a yes is good for one call only."""
         resources = [one.resource for one in self.call.decisions if one.effect is Verdict.ASK]
         # in a grant a star is no letter
         if not resources or not self.is_policys_question or any("*" in one for one in resources):
             return None
-        return {"tool": self.call.name, "resources": list(dict.fromkeys(resources))}
+        return {
+            "tool": self.call.name, "resources": list(dict.fromkeys(resources)),
+            "digests": [self.question_digest.hex()],
+        }  # fmt: skip
+
+    @property
+    def question_digest(self) -> bytes:
+        """Which rules ask about which actions, and what class of effect it would be: a yes to that
+        is none to what another rule asks, once the run has met what taints it, say (A-11)."""
+        asking = {
+            (one.action, one.rule_id) for one in self.call.decisions if one.effect is Verdict.ASK
+        }
+        asked = [str(self.call.effect_class), *(part for pair in sorted(asking) for part in pair)]
+        return hashlib.sha256(orjson.dumps(asked)).digest()
 
     @property
     def _acts_in_fork(self) -> bool:

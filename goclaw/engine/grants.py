@@ -30,8 +30,8 @@ __all__ = ["Grant", "Grants", "covers"]
 @dataclass(frozen=True, slots=True)
 class Grant:
     """Calls of ``tool``; ``session_id`` None: of every session. Each of the resources that are
-    asked about fits one of ``resources`` (globs), unless there are none; the call's digest is
-    among ``digests``, unless there are none."""
+    asked about fits one of ``resources`` (globs), unless there are none; the digest of the call,
+    or of its question, is among ``digests``, unless there are none."""
 
     grant_id: str
     session_id: str | None
@@ -53,10 +53,11 @@ class Grant:
         }  # fmt: skip
 
 
-def covers(grant: Grant, resources: Iterable[str], digest: bytes) -> bool:
+def covers(grant: Grant, resources: Iterable[str], *digests: bytes) -> bool:
     """Is that call of its tool one of those? ``resources``: all that a person would be asked
-    about, in canonical form. In a glob ``*`` is any run without ``/``, ``**`` any run."""
-    if grant.digests and digest.hex() not in grant.digests:
+    about, in canonical form; ``digests``: the call's own, and that of its question (effects). In a
+    glob ``*`` is any run without ``/``, ``**`` any run."""
+    if grant.digests and not any(digest.hex() in grant.digests for digest in digests):
         return False
     patterns = [_pattern(glob) for glob in grant.resources]
     return not patterns or all(
@@ -134,7 +135,7 @@ class Grants:
             ) from None  # fmt: skip
 
     async def for_call(
-        self, tool: str, sid: int, resources: Sequence[str], digest: bytes
+        self, tool: str, sid: int, resources: Sequence[str], *digests: bytes
     ) -> list[str]:
         """The grants that cover a call, the one that ends first first."""
         found = await self._database.read(
@@ -142,7 +143,7 @@ class Grants:
             limit=limits.READ_ROWS_MAX,
         )  # fmt: skip
         known = [_grant(row) for row in rows("grants_of_tool", found)]
-        return [grant.grant_id for grant in known if covers(grant, resources, digest)]
+        return [grant.grant_id for grant in known if covers(grant, resources, *digests)]
 
 
 def _grant(row: dict[str, Any]) -> Grant:

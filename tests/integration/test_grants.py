@@ -132,13 +132,16 @@ def test_a_yes_for_the_session_holds_over_a_restart_for_these_resources_only(
             with pytest.raises(AlreadyResolved, match="allow_session"):
                 await resolve(approval.approval_id, "allow_session", "editor")
             (grant,) = await world.engine.grants.listed()
-            assert (grant.tool, grant.by, grant.digests) == ("asked", "editor", ())
+            assert (grant.tool, grant.by, len(grant.digests)) == ("asked", "editor", 1)
             assert grant.resources == ("sink/asked",)
         async with World(home, sink) as world:
             assert await ended(world, 2, "2") == DONE
             (grant,) = await world.engine.grants.listed()
-            assert not covers(grant, ["sink/other"], b"")
-            assert not covers(grant, ["sink/asked", "/etc/passwd"], b"")
+            question = bytes.fromhex(grant.digests[0])
+            assert covers(grant, ["sink/asked"], b"", question)
+            assert not covers(grant, ["sink/other"], b"", question)
+            assert not covers(grant, ["sink/asked", "/etc/passwd"], b"", question)
+            assert not covers(grant, ["sink/asked"], b"", b"another")
             assert await effects(sink) == 2
 
     asyncio.run(body())
