@@ -6,6 +6,7 @@ itself, which is the next start.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from goclaw.cli import show
@@ -21,10 +22,15 @@ __all__ = ["upgrade"]
 def upgrade(options: argparse.Namespace) -> int:
     """0 when the database can be migrated and every parked run goes on; the home stays as it is."""
     from goclaw.brains import REPEATABLE
+    from goclaw.core.home import policy_text
     from goclaw.ops.rehearsal import rehearse
+    from goclaw.policy.document import load
     from goclaw.policy.redact import Redactor
+    from goclaw.protocol.methods import NAMES
 
     home = home_of(options)
+    if home.policy.exists():  # refused here as a start would
+        load(policy_text(home.policy), home=os.path.realpath(home.root), methods=NAMES)
     found = rehearse(home, runner_of(home), repeatable=REPEATABLE, cleaner=Redactor())
     if options.json:
         show.json_line(found.to_json())

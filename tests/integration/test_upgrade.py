@@ -192,4 +192,6 @@ def test_what_cannot_be_rehearsed_is_refused(place: World, monkeypatch: pytest.M
         rehearsed(place)
     monkeypatch.undo()
     assert rehearsed(place).is_ok
+    place.home.policy.write_text("nonsense = 1\n")
+    assert "nonsense" in place.goclaw("upgrade", "--rehearse", code=3).stderr
     assert backup.listed(place.home) == []
