@@ -143,10 +143,8 @@ def test_sigterm_cancels_nothing_that_a_daemon_runs(place: World) -> None:
     assert state(place, session) == "SUSPENDED"
 
 
-@pytest.mark.req("R-3", "U-2")
-def test_sigterm_while_others_use_the_embedded_daemon_ends_it_in_good_order(place: World) -> None:
-    owner = place.popen("run", "/sleep 600", "--json")
-    session = read_until(owner, "task.suspended")["sessionId"]
+def followed(place: World, owner: subprocess.Popen[str], session: str) -> subprocess.Popen[str]:
+    """Somebody who uses the owner's embedded daemon on; the owner has done and waits for him."""
     follower = place.popen("events", session, "--follow", "--json")
     assert follower.stdout is not None
     follower.stdout.readline()
@@ -154,6 +152,14 @@ def test_sigterm_while_others_use_the_embedded_daemon_ends_it_in_good_order(plac
     assert owner.stderr is not None
     while "other programs use this daemon" not in (line := owner.stderr.readline()):
         assert line
+    return follower
+
+
+@pytest.mark.req("R-3", "U-2")
+def test_sigterm_while_others_use_the_embedded_daemon_ends_it_in_good_order(place: World) -> None:
+    owner = place.popen("run", "/sleep 600", "--json")
+    session = read_until(owner, "task.suspended")["sessionId"]
+    follower = followed(place, owner, session)
     owner.send_signal(signal.SIGTERM)
     assert owner.wait(DEADLINE_MS / 1000) == 143
     assert place.pid() in (None, follower.pid)
@@ -164,13 +170,7 @@ def test_sigterm_that_wakes_nobody_ends_the_wait_for_others(place: World) -> Non
     words = ("run", "/sleep 600", "--json")
     owner = place.popen(*words, program=("-c", UNWOKEN), stdin=subprocess.PIPE)
     session = read_until(owner, "task.suspended")["sessionId"]
-    follower = place.popen("events", session, "--follow", "--json")
-    assert follower.stdout is not None
-    follower.stdout.readline()
-    place.goclaw("cancel", place.lines("task", "list")[0]["taskId"])
-    assert owner.stderr is not None
-    while "other programs use this daemon" not in (line := owner.stderr.readline()):
-        assert line
+    followed(place, owner, session)
     assert owner.stdin is not None
     owner.stdin.write("now\n")
     owner.stdin.flush()

@@ -338,35 +338,40 @@ def test_calls_inside_runs_come_to_the_same_gate(home: Path) -> None:
     house.live(main)
 
 
+class Far:
+    """Runs that make one call each, which takes a while; when each began, and how many at once."""
+
+    def __init__(self, house: Home) -> None:
+        self.clock, self.begun = house.clock, list[int]()
+        self.running = self.most = 0
+
+    async def dispatch(self, key: str, cancelled: asyncio.Event) -> Done:
+        self.begun.append(self.clock.mono_ms())
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await passes(500)
+        self.running -= 1
+        return Done(b"1")
+
+    async def asks(self, attempt: Attempt) -> Outcome:
+        await attempt.perform([Call("tool", "far", b"{}", EffectClass.KEYED, self.dispatch)])
+        return Succeeded()
+
+
 @pytest.mark.req("Q-16")
 def test_calls_inside_runs_keep_the_bound_and_the_rate(home: Path) -> None:
     house = Home(home, lanes=6, bounds="tool:far 2 at once, 4/min")
-    running = most = 0
-    begun: list[int] = []
-
-    async def dispatch(key: str, cancelled: asyncio.Event) -> Done:
-        nonlocal running, most
-        begun.append(house.clock.mono_ms())
-        running += 1
-        most = max(most, running)
-        await passes(500)
-        running -= 1
-        return Done(b"1")
-
-    async def asks(attempt: Attempt) -> Outcome:
-        await attempt.perform([Call("tool", "far", b"{}", EffectClass.KEYED, dispatch)])
-        return Succeeded()
-
-    house.plays["asks"] = asks
+    far = Far(house)
+    house.plays["asks"] = far.asks
 
     async def main(world: World) -> None:
         prompts = [await world.prompt(await world.session(), "asks") for _ in range(8)]
         for prompt in prompts:
             assert await world.ended(prompt) == "SUCCEEDED"
-        assert most == 2
-        for start in begun:
-            assert sum(start <= at < start + 15_000 for at in begun) <= 5
-        assert begun[-1] - begun[0] >= 3 * 15_000
+        assert far.most == 2
+        for start in far.begun:
+            assert sum(start <= at < start + 15_000 for at in far.begun) <= 5
+        assert far.begun[-1] - far.begun[0] >= 3 * 15_000
 
     house.live(main)
 
@@ -375,28 +380,15 @@ def test_calls_inside_runs_keep_the_bound_and_the_rate(home: Path) -> None:
 def test_calls_that_come_to_a_gate_in_one_moment_keep_its_bound(home: Path) -> None:
     """None of them has passed while the others ask."""
     house = Home(home, lanes=4, bounds="tool:far 1 at once")
-    running = most = 0
-
-    async def dispatch(key: str, cancelled: asyncio.Event) -> Done:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await passes(500)
-        running -= 1
-        return Done(b"1")
-
-    async def asks(attempt: Attempt) -> Outcome:
-        await attempt.perform([Call("tool", "far", b"{}", EffectClass.KEYED, dispatch)])
-        return Succeeded()
-
-    house.plays["asks"] = asks
+    far = Far(house)
+    house.plays["asks"] = far.asks
 
     async def main(world: World) -> None:
         prompts = [await world.prompt(await world.session(), "asks") for _ in range(4)]
         world.engine.open_lanes()
         for prompt in prompts:
             assert await world.ended(prompt) == "SUCCEEDED"
-        assert most == 1
+        assert far.most == 1
 
     house.live(main, lanes=False)
 
